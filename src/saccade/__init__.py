@@ -1,0 +1,7 @@
+"""Saccade: an attention engine for PyTorch that can show its work."""
+
+from saccade import errors, masks, scores, statistics
+from saccade._version import __version__
+from saccade.functional import attention
+
+__all__ = ["__version__", "attention", "errors", "masks", "scores", "statistics"]

@@ -1,0 +1,180 @@
+"""The formula, literally: the oracle that every other backend is tested against.
+
+The whole pattern is stored, Nq x Nk for each head, in float32 (float64 for float64 inputs), and every statistic is
+computed from it by its definition. Gradients come from PyTorch's autograd of these same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from saccade.backends.contract import Backend, Forward, Gradients, Inputs, poison
+from saccade.masks import Lengths
+from saccade.scores import Area, Problem
+from saccade.statistics import (
+    Distance,
+    Entropy,
+    LogSumExp,
+    Map,
+    Mass,
+    MaxWeight,
+    Received,
+    Statistic,
+    Tensors,
+    TopKeys,
+    cell_bounds,
+)
+
+
+def scores(problem: Problem, query: Tensor, key: Tensor) -> Tensor:
+    """s = scale * q·k, softcapped, biased, -inf where hidden: ``(B, H, Nq, Nk)``.
+
+    An infinite query or key makes the scores it touches NaN.
+    """
+    lengths = Inputs(query, key, key).lengths
+    key = poison(key).repeat_interleave(query.shape[1] // max(key.shape[1], 1), 1)
+    s = problem.scale * (poison(query) @ key.mT)
+    if problem.softcap is not None:
+        s = problem.softcap * torch.tanh(s / problem.softcap)
+    if problem.bias is not None:
+        s = s + problem.bias.tile(_everything(lengths)).to(s.dtype)
+    if problem.mask is not None:
+        s = s.masked_fill(~problem.mask.to_dense(lengths), -torch.inf)
+    return s
+
+
+def pattern(problem: Problem, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """The pattern A ``(B, H, Nq, Nk)`` and its lse ``(B, H, Nq)``: A = exp(s - lse), 0 where hidden."""
+    s = scores(problem, query, key)
+    hidden = s == -torch.inf
+    blind = hidden.all(-1)
+    # -inf - -inf would be NaN: let a row that sees nothing pass through as zeros, and set its results below.
+    lse = torch.logsumexp(s.masked_fill(blind[..., None], 0.0), -1).masked_fill(blind, -torch.inf)
+    if problem.sinks is not None:
+        lse = torch.logaddexp(lse, problem.sinks.to(s.dtype)[..., None].expand_as(lse))
+    a = torch.exp(s.masked_fill(hidden, 0.0) - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])
+    return a.masked_fill(hidden, 0.0), lse
+
+
+def _weighted_values(problem: Problem, a: Tensor, value: Tensor, lengths: Lengths) -> Tensor:
+    """A @ V. A value that is not finite makes NaN of the outputs that see its key, and of no other."""
+    value = value.repeat_interleave(lengths.heads // max(value.shape[1], 1), 1)
+    bad = ~value.isfinite()
+    out = a @ value.masked_fill(bad, 0.0)
+    if not bool(bad.any()):
+        return out
+    seen = torch.ones_like(a) if problem.mask is None else problem.mask.to_dense(lengths).to(a)
+    return out.masked_fill(seen.expand_as(a) @ bad.to(a) > 0, torch.nan)
+
+
+def _everything(lengths: Lengths) -> Area:
+    return Area(
+        slice(0, lengths.batch), slice(0, lengths.heads), slice(0, lengths.queries), slice(0, lengths.keys)
+    )
+
+
+def _entropy(a: Tensor, _: Statistic) -> Tensors:
+    return (-torch.special.xlogy(a, a).sum(-1),)
+
+
+def _max_weight(a: Tensor, _: Statistic) -> Tensors:
+    return (a.amax(-1) if a.shape[-1] else a.sum(-1),)
+
+
+def _top_keys(a: Tensor, statistic: TopKeys) -> Tensors:
+    weights, indices = a.sort(dim=-1, descending=True, stable=True)
+    missing = max(0, statistic.k - a.shape[-1])
+    weights, indices = (torch.nn.functional.pad(x[..., : statistic.k], (0, missing)) for x in (weights, indices))
+    return indices.where(weights > 0, -1), weights
+
+
+def _distance(a: Tensor, statistic: Distance) -> Tensors:
+    i = torch.arange(a.shape[-2], device=a.device)[:, None] + (statistic.offset or 0)
+    return ((a * (i - torch.arange(a.shape[-1], device=a.device)).abs()).sum(-1),)
+
+
+def _mass(a: Tensor, statistic: Mass) -> Tensors:
+    groups = statistic.groups[:, None, None]
+    return (torch.stack([(a * (groups == g)).sum(-1) for g in range(statistic.count or 0)], -1),)
+
+
+def _received(a: Tensor, statistic: Received) -> Tensors:
+    if statistic.by is None:
+        return (a.sum(-2),)
+    groups = statistic.by[:, None, :, None]
+    return (torch.stack([a.where(groups == g, 0.0).sum(-2) for g in range(statistic.count or 0)], 2),)
+
+
+def _map(a: Tensor, statistic: Map) -> Tensors:
+    lengths = Lengths(*a.shape[:2], a.shape[2], a.shape[3])
+    rows, columns = (
+        cell_bounds(n, cells).tolist()
+        for n, cells in zip(a.shape[2:], statistic.grid(lengths), strict=True)
+    )
+    reduce: Callable[..., Tensor] = {"mean": torch.mean, "max": torch.amax, "sum": torch.sum}[statistic.reduce]
+    result = a.new_zeros(*a.shape[:2], len(rows) - 1, len(columns) - 1)
+    for i in range(len(rows) - 1):
+        for j in range(len(columns) - 1):
+            cell = a[..., rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
+            result[..., i, j] = reduce(cell, dim=(-2, -1))
+    return (result,)
+
+
+_FORMULAS: dict[type[Statistic], Callable[..., Tensors]] = {
+    LogSumExp: lambda *_: (),
+    Entropy: _entropy,
+    MaxWeight: _max_weight,
+    TopKeys: _top_keys,
+    Distance: _distance,
+    Mass: _mass,
+    Received: _received,
+    Map: _map,
+}
+
+
+class Reference(Backend):
+    """Stores the whole pattern; for tests and for short texts."""
+
+    name = "reference"
+
+    def forward(
+        self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool
+    ) -> Forward:
+        """See `Backend.forward`. O(Nq Nk) memory for each head."""
+        del want_lse
+        query, key, value = (x.to(inputs.compute) for x in (inputs.query, inputs.key, inputs.value))
+        a, lse = pattern(problem, query, key)
+        output = _weighted_values(problem, a, value, inputs.lengths).to(inputs.query.dtype)
+        return Forward(output, lse, [_FORMULAS[type(statistic)](a, statistic) for statistic in statistics])
+
+    def backward(
+        self, problem: Problem, inputs: Inputs, forward: Forward, grad_output: Tensor, grad_lse: Tensor
+    ) -> Gradients:
+        """See `Backend.backward`. The forward pass again, under autograd."""
+        bias = None if problem.bias is None else problem.bias.values
+        leaves = [inputs.query, inputs.key, inputs.value, bias, problem.sinks]
+        with torch.enable_grad():
+            query, key, value, values, sinks = (
+                None if x is None else x.detach().requires_grad_() for x in leaves
+            )
+            assert query is not None
+            assert key is not None
+            assert value is not None
+            again = problem.with_tensors(values, sinks)
+            a, lse = pattern(again, query.to(inputs.compute), key.to(inputs.compute))
+            output = _weighted_values(again, a, value.to(inputs.compute), inputs.lengths)
+            wanted = [x for x in (query, key, value, values, sinks) if x is not None]
+            # A row that sees nothing has a constant lse of -inf: no gradient passes there.
+            lse, grad_lse = lse.masked_fill(forward.lse == -torch.inf, 0.0), grad_lse.to(lse)
+            grads = iter(
+                torch.autograd.grad([output, lse], wanted, [grad_output.to(output), grad_lse], allow_unused=True)
+            )
+        found = [None if x is None else _or_zeros(next(grads), x) for x in (query, key, value, values, sinks)]
+        return Gradients(*found)
+
+
+def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
