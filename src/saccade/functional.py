@@ -1,28 +1,22 @@
-"""`attention`: check once, choose a backend, call it through the dispatcher.
-
-The whole operator is one `torch.library` operation, `saccade::forward`, with `saccade::backward` as its derivative, so
-autograd, torch.compile and fake tensors treat it as they treat PyTorch's own. An operation takes tensors and numbers
-only: masks, biases and statistics are handed over in the flat form that `_Call` packs and unpacks.
-"""
+"""`attention`: check once, choose a backend, call it, hand the report to whoever observes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Protocol, overload
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saccade import backends
-from saccade.backends import Backend, Forward, Inputs
+from saccade.backends import Inputs, operation
 from saccade.errors import ArgumentError, DeviceError, DtypeError, MaskError, ShapeError
-from saccade.masks import Dense, Intervals, Lengths, Mask
-from saccade.scores import Bias, Problem, as_bias, decode_bias
-from saccade.statistics import LogSumExp, Report, Statistic, Tensors, check_all, decode
+from saccade.masks import Dense, Lengths, Mask
+from saccade.scores import Bias, Problem, as_bias
+from saccade.statistics import LogSumExp, Report, Statistic, Tensors, check_all
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -41,7 +35,7 @@ OBSERVER: ContextVar[Observer | None] = ContextVar("saccade_observer", default=N
 
 
 @overload
-def attention(
+def attention(  # type: ignore[overload-overlap]  # () is an Iterable[Statistic] as well
     query: Float[Tensor, "B H Nq D"],
     key: Float[Tensor, "B Hk Nk D"],
     value: Float[Tensor, "B Hk Nk Dv"],
@@ -72,7 +66,7 @@ def attention(
 ) -> tuple[Float[Tensor, "B H Nq Dv"], Report]: ...
 
 
-def attention(  # the operator's one public signature
+def attention(
     query: Float[Tensor, "B H Nq D"],
     key: Float[Tensor, "B Hk Nk D"],
     value: Float[Tensor, "B Hk Nk Dv"],
@@ -126,21 +120,19 @@ def attention(  # the operator's one public signature
     asked = check_all(statistics, inputs.lengths)
     observer = OBSERVER.get() if not torch.compiler.is_compiling() else None
     extra = [] if observer is None else check_all(observer.wanted(inputs.lengths), inputs.lengths)
-    fields = {statistic.field for statistic in asked}
-    everything = asked + [statistic for statistic in extra if statistic.field not in fields]
     chosen, _ = backends.choose(problem, inputs, backend)
-    forward = _call(chosen, problem, inputs, everything)
+    # Caller and observer may ask for one statistic in two ways (other groups, another k): each gets its own.
+    forward = operation.call(chosen, problem, inputs, [*asked, *extra])
     if observer is not None:
-        observer.receive(_report(forward, everything, {statistic.field for statistic in extra}))
-    return (forward.output, _report(forward, everything, fields)) if asked else forward.output
+        observer.receive(_report(extra, forward.results[len(asked) :], forward.lse))
+    return (forward.output, _report(asked, forward.results[: len(asked)], forward.lse)) if asked else forward.output
 
 
-def _report(forward: Forward, statistics: Sequence[Statistic], fields: set[str]) -> Report:
-    """The report of those statistics whose field is among `fields`."""
+def _report(statistics: Sequence[Statistic], results: Sequence[Tensors], lse: Tensor) -> Report:
+    """The report of these statistics."""
     return Report.of(
-        (statistic, (forward.lse,) if isinstance(statistic, LogSumExp) else result)
-        for statistic, result in zip(statistics, forward.results, strict=True)
-        if statistic.field in fields
+        (statistic, (lse,) if isinstance(statistic, LogSumExp) else result)
+        for statistic, result in zip(statistics, results, strict=True)
     )
 
 
@@ -253,176 +245,3 @@ def _check_sinks(sinks: Tensor, lengths: Lengths) -> Tensor:
             f"({lengths.batch}, {lengths.heads})"
         )
     return table.to(lengths.device)
-
-
-# ---------------------------------------------------------------------------------------- the operation
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """One call in the form that the operation takes: tensors and numbers."""
-
-    inputs: Inputs
-    problem: Problem
-    statistics: Sequence[Statistic]
-    want_lse: bool
-    backend: str
-
-    def pack(self) -> tuple[Any, ...]:
-        """The operation's arguments, in the order of `_SCHEMA`."""
-        mask, bias = self.problem.mask, self.problem.bias
-        codes = [statistic.code() for statistic in self.statistics]
-        return (
-            self.inputs.query,
-            self.inputs.key,
-            self.inputs.value,
-            None if bias is None else bias.values,
-            self.problem.sinks,
-            mask.starts if isinstance(mask, Intervals) else None,
-            mask.stops if isinstance(mask, Intervals) else None,
-            mask.visible if isinstance(mask, Dense) else None,
-            [tensor for _, _, tensor in codes if tensor is not None],
-            self.problem.scale,
-            self.problem.softcap,
-            "" if bias is None else bias.kind,
-            [] if bias is None else bias.numbers(),
-            [field for field, _, _ in codes],
-            [len(numbers) for _, numbers, _ in codes],
-            [number for _, numbers, _ in codes for number in numbers],
-            [tensor is not None for _, _, tensor in codes],
-            self.want_lse,
-            self.backend,
-        )
-
-    @classmethod
-    def unpack(
-        cls,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor | None,
-        sinks: Tensor | None,
-        starts: Tensor | None,
-        stops: Tensor | None,
-        visible: Tensor | None,
-        groups: list[Tensor],
-        scale: float,
-        softcap: float | None,
-        bias_kind: str,
-        bias_numbers: list[int],
-        fields: list[str],
-        counts: list[int],
-        numbers: list[int],
-        grouped: list[bool],
-        want_lse: bool,  # noqa: FBT001  positional in an operation's schema
-        backend: str,
-    ) -> _Call:
-        """The reverse of `pack`."""
-        mask: Intervals | Dense | None = None if visible is None else Dense(visible)
-        if starts is not None and stops is not None:
-            mask = Intervals(starts, stops, key.shape[2])
-        problem = Problem(scale, mask, softcap, decode_bias(bias_kind, bias, bias_numbers), sinks)
-        tensors, rest = iter(groups), iter(numbers)
-        statistics = [
-            decode(field, [next(rest) for _ in range(count)], next(tensors) if has_tensor else None)
-            for field, count, has_tensor in zip(fields, counts, grouped, strict=True)
-        ]
-        return cls(Inputs(query, key, value), problem, statistics, want_lse, backend)
-
-
-_ARGUMENTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? sinks, Tensor? starts, Tensor? stops, "
-    "Tensor? visible, Tensor[] groups, float scale, float? softcap, str bias_kind, int[] bias_numbers, str[] fields, "
-    "int[] counts, int[] numbers, bool[] grouped, bool want_lse, str backend"
-)
-
-_library = torch.library.Library("saccade", "DEF")
-_library.define(f"forward({_ARGUMENTS}) -> Tensor[]")
-_library.define(f"backward({_ARGUMENTS}, Tensor output, Tensor lse, Tensor grad_output, Tensor grad_lse) -> Tensor[]")
-
-
-def _forward(*arguments: Any) -> list[Tensor]:
-    """Output, lse, and the tensors of each statistic one after the other."""
-    call = _Call.unpack(*arguments)
-    forward = backends.get(call.backend).forward(
-        call.problem, call.inputs, call.statistics, want_lse=call.want_lse
-    )
-    return [forward.output, forward.lse, *(x for result in forward.results for x in result)]
-
-
-def _forward_fake(*arguments: Any) -> list[Tensor]:
-    """Empty results of the right shapes, for torch.compile."""
-    call = _Call.unpack(*arguments)
-    inputs, shape = call.inputs, call.inputs.output_shape
-    output = inputs.query.new_empty(shape)
-    lse = inputs.query.new_empty(shape[:3] if _has_lse(call) else (0,), dtype=inputs.compute)
-    results = [s.empty(inputs.lengths, inputs.compute) for s in call.statistics]
-    return [output, lse, *(x for result in results for x in result)]
-
-
-def _has_lse(call: _Call) -> bool:
-    return call.want_lse or bool(call.statistics)
-
-
-def _backward(*arguments: Any) -> list[Tensor]:
-    """Gradients of query, key and value, then of bias and sinks where there are any."""
-    *packed, output, lse, grad_output, grad_lse = arguments
-    call = _Call.unpack(*packed)
-    found = backends.get(call.backend).backward(
-        call.problem, call.inputs, Forward(output, lse, []), grad_output, grad_lse
-    )
-    grads = (found.query, found.key, found.value, found.bias, found.sinks)
-    return [grad for grad in grads if grad is not None]
-
-
-def _backward_fake(*arguments: Any) -> list[Tensor]:
-    return [torch.empty_like(x) for x in arguments[:5] if x is not None]
-
-
-class _Derivative(torch.autograd.Function):
-    """Connects the two operations. Only the output and the lse have a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output, lse, *results = torch.ops.saccade.forward.default(*arguments)
-        tensors = [x for x in arguments if isinstance(x, Tensor)]
-        ctx.save_for_backward(output, lse, *tensors, *arguments[8])
-        ctx.template = tuple(None if isinstance(x, Tensor) else x for x in arguments)
-        ctx.is_tensor = tuple(isinstance(x, Tensor) for x in arguments)
-        ctx.mark_non_differentiable(*results)
-        return output, lse, *results
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        output, lse, *saved = ctx.saved_tensors
-        tensors = iter(saved)
-        arguments = [next(tensors) if t else x for t, x in zip(ctx.is_tensor, ctx.template, strict=True)]
-        arguments[8] = list(tensors)
-        grads = iter(torch.ops.saccade.backward.default(*arguments, output, lse, grad_output, grad_lse))
-        first = [None if x is None else next(grads) for x in arguments[:5]]
-        return *first, *(None for _ in arguments[5:])
-
-
-def _forward_autograd(*arguments: Any) -> list[Tensor]:
-    return list(_Derivative.apply(*arguments))
-
-
-_library.impl("forward", _forward, "CompositeExplicitAutograd")
-_library.impl("backward", _backward, "CompositeExplicitAutograd")
-_library.impl("forward", _forward_autograd, "Autograd")
-torch.library.register_fake("saccade::forward", _forward_fake, lib=_library)
-torch.library.register_fake("saccade::backward", _backward_fake, lib=_library)
-
-
-def _call(backend: Backend, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic]) -> Forward:
-    """Run the operation; the lse is computed only for a statistic or a gradient."""
-    bias = None if problem.bias is None else problem.bias.values
-    leaves = [inputs.query, inputs.key, inputs.value, bias, problem.sinks]
-    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
-    call = _Call(inputs, problem, statistics, differentiable or bool(statistics), backend.name)
-    output, lse, *rest = torch.ops.saccade.forward.default(*call.pack())
-    tensors = iter(rest)
-    results: list[Tensors] = [tuple(next(tensors) for _ in range(s.tensors)) for s in statistics]
-    return Forward(output, lse, results)

@@ -36,7 +36,7 @@ class Lengths:
     heads: int
     queries: int
     keys: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
 
 class Mask(ABC):
@@ -68,8 +68,7 @@ def _as_mask(value: object) -> Mask:
     if isinstance(value, Mask):
         return value
     raise MaskError(
-        f"expected a mask of saccade.masks, got {type(value).__name__}: "
-        "wrap a boolean tensor in saccade.masks.dense"
+        f"expected a mask of saccade.masks, got {type(value).__name__}: wrap a boolean tensor in saccade.masks.dense"
     )
 
 
@@ -160,9 +159,7 @@ class Dense(Mask):
         visible = self.visible.to(lengths.device)
         _check_rows("dense mask", visible.shape[:-1], lengths)
         if visible.shape[-1] != lengths.keys:
-            raise MaskError(
-                f"dense mask has {visible.shape[-1]} columns; the problem has Nk = {lengths.keys} keys"
-            )
+            raise MaskError(f"dense mask has {visible.shape[-1]} columns; the problem has Nk = {lengths.keys} keys")
         return _compress(visible, MAX_RUNS) or Dense(visible)
 
     def to_dense(self, lengths: Lengths | None = None) -> Tensor:
@@ -233,30 +230,34 @@ def _trim(starts: Tensor, stops: Tensor, keys: int) -> tuple[Tensor, Tensor]:
 
 def _compress(visible: Tensor, most: int) -> Intervals | None:
     """A boolean mask as intervals, or None when a row has more than `most` runs."""
-    counts = _rises(visible).sum(-1)
-    return None if counts.numel() and int(counts.max()) > most else _as_runs(visible)
+    turns = _turns(visible)
+    rows = visible.numel() // max(visible.shape[-1], 1)
+    if int(turns.count_nonzero()) > 2 * most * rows:
+        return None
+    intervals = _from_turns(turns)
+    return intervals if intervals.runs <= most else None
 
 
-def _rises(visible: Tensor) -> Tensor:
-    """True where a run begins."""
-    rises = visible.clone()
-    rises[..., 1:] &= ~visible[..., :-1]
-    return rises
+def _turns(visible: Tensor) -> Tensor:
+    """True where a run begins and, one past its end, where it stops: ``(..., Nk + 1)``."""
+    turns = visible.new_zeros((*visible.shape[:-1], visible.shape[-1] + 1))
+    if visible.shape[-1]:
+        turns[..., 0], turns[..., -1] = visible[..., 0], visible[..., -1]
+        torch.ne(visible[..., 1:], visible[..., :-1], out=turns[..., 1:-1])
+    return turns
 
 
-def _as_runs(visible: Tensor) -> Intervals:
-    """A boolean mask as intervals, however many a row has."""
-    keys = visible.shape[-1]
-    rises, falls = _rises(visible), _rises(visible.flip(-1)).flip(-1)
-    counts = rises.sum(-1)
-    runs = max(int(counts.max()) if counts.numel() else 0, 1)
-    shape = (*visible.shape[:-1], runs)
-    starts, stops = (torch.full(shape, keys, dtype=torch.int32, device=visible.device) for _ in "ab")
-    slots = torch.arange(runs, device=visible.device) < counts[..., None]
-    # Rises and falls come in row-major order, as do the slots: the n-th of one belongs to the n-th of the other.
-    starts[slots] = rises.nonzero()[:, -1].to(torch.int32)
-    stops[slots] = falls.nonzero()[:, -1].to(torch.int32) + 1
-    return Intervals(starts, stops, keys)
+def _from_turns(turns: Tensor) -> Intervals:
+    """The intervals between turns: in row-major order every row's turns alternate between start and stop."""
+    keys = turns.shape[-1] - 1
+    row, position = turns.flatten(0, -2).nonzero().unbind(-1)
+    counts = torch.bincount(row, minlength=turns.shape[:-1].numel())
+    runs = max(int(counts.max()) // 2 if counts.numel() else 0, 1)
+    index = torch.arange(row.numel(), device=row.device) - (counts.cumsum(0) - counts)[row]
+    ends = torch.full((counts.numel(), 2 * runs), keys, dtype=torch.int32, device=turns.device)
+    ends[row, index] = position.to(torch.int32)
+    ends = ends.view(*turns.shape[:-1], runs, 2)
+    return Intervals(ends[..., 0].contiguous(), ends[..., 1].contiguous(), keys)
 
 
 # ---------------------------------------------------------------------------------------- algebra
@@ -315,7 +316,7 @@ class _Stacked(Mask):
         size, name = ((lengths.batch, "B"), (lengths.heads, "H"))[self.dim]
         if len(self.masks) != size:
             raise MaskError(f"{len(self.masks)} masks stacked; the problem has {name} = {size}: give one for each")
-        single = dataclasses.replace(lengths, **{("batch", "heads")[self.dim]: 1})
+        single = dataclasses.replace(lengths, batch=1) if self.dim == 0 else dataclasses.replace(lengths, heads=1)
         parts = [mask.resolve(single) for mask in self.masks]
         if all(isinstance(part, Intervals) for part in parts):
             return self._stack([part for part in parts if isinstance(part, Intervals)], lengths.keys)
@@ -419,9 +420,7 @@ class _Window(Mask):
         return reach.to(lengths.device)[None, :, None, None]
 
 
-def window(
-    left: int | Tensor | None, right: int | Tensor | None = 0, *, offset: int | None = None
-) -> Mask:
+def window(left: int | Tensor | None, right: int | Tensor | None = 0, *, offset: int | None = None) -> Mask:
     """Query i sees keys ``i + offset - left <= j <= i + offset + right``, both ends included.
 
     Args:
@@ -475,9 +474,7 @@ class _Padding(Mask):
     def resolve(self, lengths: Lengths) -> Intervals:
         valid = _per_batch("padding lengths", self.lengths, lengths)[:, None, None, None]
         if bool(((valid < 0) | (valid > lengths.keys)).any()):
-            raise MaskError(
-                f"padding lengths {self.lengths.tolist()} must lie between 0 and Nk = {lengths.keys}"
-            )
+            raise MaskError(f"padding lengths {self.lengths.tolist()} must lie between 0 and Nk = {lengths.keys}")
         valid = valid.expand(-1, 1, lengths.queries, 1)
         if self.side == "right":
             return Intervals.make(torch.zeros_like(valid), valid, lengths.keys)
@@ -541,8 +538,7 @@ class _Documents(Mask):
         tables = [_runs_of_ids(keys[b % keys.shape[0]], queries[b % queries.shape[0]]) for b in range(rows)]
         runs = max(table[0].shape[-1] for table in tables)
         starts, stops = (
-            torch.stack([_pad_runs(table[side], runs, lengths.keys) for table in tables])[:, None]
-            for side in (0, 1)
+            torch.stack([_pad_runs(table[side], runs, lengths.keys) for table in tables])[:, None] for side in (0, 1)
         )
         return Intervals.make(starts, stops, lengths.keys)
 
@@ -593,7 +589,7 @@ def _as_ids(name: str, ids: object) -> Tensor:
         raise MaskError(
             f"documents: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected integers (N,) or (B, N)"
         )
-    return torch.atleast_2d(tensor)
+    return tensor[None] if tensor.dim() == 1 else tensor
 
 
 def _ids_from_boundaries(boundaries: Tensor) -> Tensor:
@@ -627,7 +623,7 @@ class _Blocks(Mask):
         starts = indices * self.size
         stops = torch.where(indices < 0, starts, starts + self.size)
         merged = Intervals.make(starts, stops, lengths.keys)
-        return Intervals(*(self._by_row(x, lengths) for x in (merged.starts, merged.stops)), lengths.keys)
+        return Intervals(self._by_row(merged.starts, lengths), self._by_row(merged.stops, lengths), lengths.keys)
 
     def _by_row(self, x: Tensor, lengths: Lengths) -> Tensor:
         return x.repeat_interleave(self.size, -2)[..., : lengths.queries, :]
@@ -675,11 +671,12 @@ def from_predicate(visible: Callable[[Tensor, Tensor], Tensor], lengths: Lengths
     """
     keys = torch.arange(lengths.keys, device=lengths.device)[None, :]
     rows = rows or max(1, STRIP_PAIRS // max(1, lengths.keys * lengths.batch))
-    strips = [Intervals.make(*torch.zeros(2, 1, 1, 0, 1, device=lengths.device), lengths.keys)]
+    none = torch.zeros(1, 1, 0, 1, device=lengths.device)
+    strips = [Intervals.make(none, none, lengths.keys)]
     for first in range(0, lengths.queries, rows):
         last = min(first + rows, lengths.queries)
         strip = visible(torch.arange(first, last, device=lengths.device)[:, None], keys)
-        strips.append(_as_runs(strip))
+        strips.append(_from_turns(_turns(strip)))
     strips = strips[1:] or strips
     runs = max(strip.runs for strip in strips)
     starts, stops = (

@@ -227,9 +227,7 @@ class RelativeBias(Bias):
         """See `Bias.check`."""
         values = self.values[(None,) * max(0, 3 - self.values.dim())]
         if values.dim() != 3 or values.shape[-1] == 0:  # noqa: PLR2004
-            raise ShapeError(
-                f"relative bias has shape {tuple(self.values.shape)}; expected ([[B,] H,] M) with M >= 1"
-            )
+            raise ShapeError(f"relative bias has shape {tuple(self.values.shape)}; expected ([[B,] H,] M) with M >= 1")
         offset = _need_offset("relative bias", self.offset, lengths)
         return RelativeBias(_per_head("relative bias", values, lengths), self.first, offset)
 
@@ -249,7 +247,10 @@ class RelativeBias(Bias):
         """See `Bias.accumulate`."""
         target = area.of(grad)
         part = _sum_to(grad_scores, torch.Size([*target.shape[:-1], *grad_scores.shape[-2:]]))
-        target.index_add_(-1, self._index(area).flatten(), part.flatten(-2))
+        # Thousands of entries fall on the ends: float32 would lose digits adding them one by one.
+        sums = torch.zeros_like(target, dtype=torch.float64)
+        sums.index_add_(-1, self._index(area).flatten(), part.flatten(-2).double())
+        target += sums
 
 
 def as_bias(bias: Bias | Tensor | None) -> Bias | None:

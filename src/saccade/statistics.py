@@ -320,12 +320,6 @@ def _group_count(groups: Tensor, count: int | None) -> int:
     return count
 
 
-_FINAL_LSE = (
-    "{name} sums over queries, so it cannot be merged over ranges of keys that were normalised each on its own: "
-    "it needs the final log-sum-exp of every row"
-)
-
-
 @dataclass(frozen=True, eq=False)
 class Received(Statistic):
     """How much attention each key receives, summed over queries (H2O, arXiv 2306.14048).
@@ -370,10 +364,6 @@ class Received(Statistic):
             target[..., tile.area.keys] += sums
         else:
             target.index_add_(-1, tile.area.keys, sums)
-
-    def merge_keys(self, results: Sequence[Tensors], key_offsets: Sequence[int]) -> Tensors:
-        """See `Statistic.merge_keys`."""
-        raise ArgumentError(_FINAL_LSE.format(name="Received"))
 
     def merge_queries(self, results: Sequence[Tensors]) -> Tensors:
         """See `Statistic.merge_queries`. With groups, all parts must number them alike."""
@@ -439,7 +429,7 @@ class Map(Statistic):
         cells, counts = cell_of.unique_consecutive(return_counts=True)
         width = int(counts.max())
         if width * cells.numel() == cell_of.numel():
-            members = weights.unflatten(-1, (cells.numel(), width))
+            members = weights.reshape(*weights.shape[:-1], cells.numel(), width)
         else:  # cells differ in width: pad each to the widest with a column of zeros
             slot = torch.arange(width, device=counts.device)
             first = counts.cumsum(0) - counts
@@ -455,10 +445,6 @@ class Map(Statistic):
         rows = cell_bounds(lengths.queries, cells_q).diff().to(result[0])
         columns = cell_bounds(lengths.keys, cells_k).diff().to(result[0])
         return (result[0] / (rows[:, None] * columns),)
-
-    def merge_keys(self, results: Sequence[Tensors], key_offsets: Sequence[int]) -> Tensors:
-        """See `Statistic.merge_keys`."""
-        raise ArgumentError(_FINAL_LSE.format(name="Map"))
 
 
 def cell_bounds(length: int, cells: int) -> Tensor:
@@ -529,6 +515,9 @@ class Report(Mapping[str, "Tensor | TopKeysResult"]):
                 f"{name} was not asked for: add saccade.statistics.{kind} to statistics=[...]"
             ) from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._results  # the default asks __getitem__, whose error is no KeyError
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._results)
 
@@ -553,7 +542,7 @@ def check_all(statistics: Statistic | Iterable[Statistic], lengths: Lengths) -> 
     for statistic in asked:
         if not isinstance(statistic, Statistic):
             raise ArgumentError(
-                f"statistics holds {statistic!r}; expected values of saccade.statistics, such as Entropy() or TopKeys(8)"
+                f"statistics holds {statistic!r}; expected values of saccade.statistics, e.g. TopKeys(8)"
             )
     fields = [statistic.field for statistic in asked]
     for field in fields:
@@ -584,6 +573,11 @@ def merge_keys(statistics: Sequence[Statistic], reports: Sequence[Report], key_o
     for statistic in statistics:
         if isinstance(statistic, LogSumExp):
             continue
+        if statistic.by_key:
+            raise ArgumentError(
+                f"{type(statistic).__name__} sums over queries, so it cannot be merged over ranges of keys that were "
+                "normalised each on its own: it needs the final log-sum-exp of every row"
+            )
         rescaled = [
             statistic.rescale(_tensors(report[statistic.field]), share)
             for report, share in zip(reports, shares, strict=True)

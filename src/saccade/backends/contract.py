@@ -50,10 +50,9 @@ class Inputs:
         return torch.float64 if self.query.dtype == torch.float64 else torch.float32
 
     @property
-    def output_shape(self) -> tuple[int, int, int, int]:
+    def output_shape(self) -> torch.Size:
         """(B, H, Nq, Dv)."""
-        batch, heads, queries, _ = self.query.shape
-        return batch, heads, queries, self.value.shape[3]
+        return torch.Size((*self.query.shape[:3], self.value.shape[3]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +92,7 @@ class Backend(ABC):
         return None
 
     @abstractmethod
-    def forward(
-        self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool
-    ) -> Forward:
+    def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
         """The output, and the statistics asked for."""
 
     @abstractmethod
@@ -114,7 +111,7 @@ def split_heads(x: Tensor, key_heads: int) -> Tensor:
     """``(b, H | 1, ...)`` as ``(b, Hk | 1, group | 1, ...)``: query heads beside the key head they share. A view."""
     if x.shape[1] == 1:
         return x[:, :, None]
-    return x.unflatten(1, (key_heads, x.shape[1] // key_heads))
+    return x.view(x.shape[0], key_heads, x.shape[1] // key_heads, *x.shape[2:])
 
 
 def poison(x: Tensor) -> Tensor:

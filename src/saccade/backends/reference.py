@@ -30,7 +30,7 @@ from saccade.statistics import (
 
 
 def scores(problem: Problem, query: Tensor, key: Tensor) -> Tensor:
-    """s = scale * q·k, softcapped, biased, -inf where hidden: ``(B, H, Nq, Nk)``.
+    """The scores s = scale * q·k, softcapped, biased, -inf where hidden: ``(B, H, Nq, Nk)``.
 
     An infinite query or key makes the scores it touches NaN.
     """
@@ -47,16 +47,18 @@ def scores(problem: Problem, query: Tensor, key: Tensor) -> Tensor:
 
 
 def pattern(problem: Problem, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """The pattern A ``(B, H, Nq, Nk)`` and its lse ``(B, H, Nq)``: A = exp(s - lse), 0 where hidden."""
+    """The pattern A ``(B, H, Nq, Nk)`` and its lse ``(B, H, Nq)``: A = softmax(s, sink) without the sink's column."""
     s = scores(problem, query, key)
     hidden = s == -torch.inf
-    blind = hidden.all(-1)
-    # -inf - -inf would be NaN: let a row that sees nothing pass through as zeros, and set its results below.
-    lse = torch.logsumexp(s.masked_fill(blind[..., None], 0.0), -1).masked_fill(blind, -torch.inf)
+    logits = s
     if problem.sinks is not None:
-        lse = torch.logaddexp(lse, problem.sinks.to(s.dtype)[..., None].expand_as(lse))
-    a = torch.exp(s.masked_fill(hidden, 0.0) - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])
-    return a.masked_fill(hidden, 0.0), lse
+        column = problem.sinks.to(s.dtype)[..., None, None]
+        logits = torch.cat([s, column.expand(*s.shape[:-1], 1)], -1)
+    blind = (logits == -torch.inf).all(-1, keepdim=True)
+    # A softmax over nothing would be NaN: let such a row pass through as zeros, and set its results below.
+    logits = logits.masked_fill(blind, 0.0)
+    lse = torch.logsumexp(logits, -1).masked_fill(blind[..., 0], -torch.inf)
+    return torch.softmax(logits, -1)[..., : s.shape[-1]].masked_fill(hidden, 0.0), lse
 
 
 def _weighted_values(problem: Problem, a: Tensor, value: Tensor, lengths: Lengths) -> Tensor:
@@ -71,9 +73,7 @@ def _weighted_values(problem: Problem, a: Tensor, value: Tensor, lengths: Length
 
 
 def _everything(lengths: Lengths) -> Area:
-    return Area(
-        slice(0, lengths.batch), slice(0, lengths.heads), slice(0, lengths.queries), slice(0, lengths.keys)
-    )
+    return Area(slice(0, lengths.batch), slice(0, lengths.heads), slice(0, lengths.queries), slice(0, lengths.keys))
 
 
 def _entropy(a: Tensor, _: Statistic) -> Tensors:
@@ -109,12 +109,12 @@ def _received(a: Tensor, statistic: Received) -> Tensors:
 
 
 def _map(a: Tensor, statistic: Map) -> Tensors:
-    lengths = Lengths(*a.shape[:2], a.shape[2], a.shape[3])
+    lengths = Lengths(a.shape[0], a.shape[1], a.shape[2], a.shape[3])
     rows, columns = (
-        cell_bounds(n, cells).tolist()
-        for n, cells in zip(a.shape[2:], statistic.grid(lengths), strict=True)
+        cell_bounds(n, cells).tolist() for n, cells in zip(a.shape[2:], statistic.grid(lengths), strict=True)
     )
-    reduce: Callable[..., Tensor] = {"mean": torch.mean, "max": torch.amax, "sum": torch.sum}[statistic.reduce]
+    reductions: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "max": torch.amax, "sum": torch.sum}
+    reduce = reductions[statistic.reduce]
     result = a.new_zeros(*a.shape[:2], len(rows) - 1, len(columns) - 1)
     for i in range(len(rows) - 1):
         for j in range(len(columns) - 1):
@@ -140,9 +140,7 @@ class Reference(Backend):
 
     name = "reference"
 
-    def forward(
-        self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool
-    ) -> Forward:
+    def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
         """See `Backend.forward`. O(Nq Nk) memory for each head."""
         del want_lse
         query, key, value = (x.to(inputs.compute) for x in (inputs.query, inputs.key, inputs.value))
@@ -154,26 +152,26 @@ class Reference(Backend):
         self, problem: Problem, inputs: Inputs, forward: Forward, grad_output: Tensor, grad_lse: Tensor
     ) -> Gradients:
         """See `Backend.backward`. The forward pass again, under autograd."""
-        bias = None if problem.bias is None else problem.bias.values
-        leaves = [inputs.query, inputs.key, inputs.value, bias, problem.sinks]
+        query, key, value = (x.detach().requires_grad_() for x in (inputs.query, inputs.key, inputs.value))
+        bias = None if problem.bias is None else problem.bias.values.detach().requires_grad_()
+        sinks = None if problem.sinks is None else problem.sinks.detach().requires_grad_()
         with torch.enable_grad():
-            query, key, value, values, sinks = (
-                None if x is None else x.detach().requires_grad_() for x in leaves
-            )
-            assert query is not None
-            assert key is not None
-            assert value is not None
-            again = problem.with_tensors(values, sinks)
+            again = problem.with_tensors(bias, sinks)
             a, lse = pattern(again, query.to(inputs.compute), key.to(inputs.compute))
             output = _weighted_values(again, a, value.to(inputs.compute), inputs.lengths)
-            wanted = [x for x in (query, key, value, values, sinks) if x is not None]
             # A row that sees nothing has a constant lse of -inf: no gradient passes there.
-            lse, grad_lse = lse.masked_fill(forward.lse == -torch.inf, 0.0), grad_lse.to(lse)
-            grads = iter(
-                torch.autograd.grad([output, lse], wanted, [grad_output.to(output), grad_lse], allow_unused=True)
-            )
-        found = [None if x is None else _or_zeros(next(grads), x) for x in (query, key, value, values, sinks)]
-        return Gradients(*found)
+            lse = lse.masked_fill(forward.lse == -torch.inf, 0.0)
+            leaves = [x for x in (query, key, value, bias, sinks) if x is not None]
+            losses, weights = [output, lse], [grad_output.to(output), grad_lse.to(lse)]
+            found = torch.autograd.grad(losses, leaves, weights, allow_unused=True)
+        grads = iter(_or_zeros(grad, leaf) for grad, leaf in zip(found, leaves, strict=True))
+        return Gradients(
+            next(grads),
+            next(grads),
+            next(grads),
+            None if bias is None else next(grads),
+            None if sinks is None else next(grads),
+        )
 
 
 def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Which keys each block of queries has to look at, worked out from the mask before any score is computed.
 
-For every block of consecutive queries: the *pieces*, ranges of keys that at least one of its queries sees (all others are
-skipped), and within each piece the *inside*, a range that all of its queries see (no mask is needed there). Only what lies
-between, the edges, is compared key by key. Everything is found from the intervals in O(Nq) tensor operations.
+For every block of consecutive queries: the *pieces*, ranges of keys that at least one of its queries sees (all others
+are skipped), and within each piece the *inside*, a range that all of its queries see (no mask is needed there). Only
+what lies between, the edges, is compared key by key. Everything is found from the intervals by O(Nq) work on tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GAP = 32
 
 @dataclass(frozen=True)
 class Piece:
-    """A range of keys `start` to `stop` that a block looks at, visible to the whole block from `inside` to `inside_stop`.
+    """Keys `start` to `stop` that a block looks at, visible to the whole block from `inside` to `inside_stop`.
 
     `runs` are the interval slots that can touch it; without an inside, inside = inside_stop = stop.
     """
@@ -43,7 +43,7 @@ class Piece:
         def within(x: int) -> int:
             return min(max(x, start), stop)
 
-        return Piece(*(within(x) for x in (self.start, self.stop, self.inside, self.inside_stop)), self.runs)
+        return Piece(within(self.start), within(self.stop), within(self.inside), within(self.inside_stop), self.runs)
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,16 @@ def plan(mask: Intervals | Dense | None, lengths: Lengths, key_heads: int, sizes
         sizes: block sizes to choose from, largest first. The one with the least work is taken, a smaller one only when
             it leaves out at least a third of it, as smaller products run slower.
     """
+    if lengths.queries == 0:
+        return []
     if mask is None:
         rows = range(0, lengths.queries, sizes[0])
         piece = Piece(0, lengths.keys, 0, lengths.keys)
         pieces = (piece,) if lengths.keys else ()
         blocks = [Block(slice(r, min(r + sizes[0], lengths.queries)), pieces) for r in rows]
         return [Part(slice(0, lengths.batch), slice(0, key_heads), blocks)]
-    covers = [_cover(mask, size, key_heads) for size in sizes]
+    useful = sizes if lengths.queries > sizes[-1] else sizes[-1:]
+    covers = [_cover(mask, size, key_heads) for size in useful]
     best = covers[0]
     for cover in covers[1:]:
         if cover.work() * 3 <= best.work() * 2:
@@ -122,26 +125,25 @@ class _Cover:
 def _cover(mask: Intervals | Dense, size: int, key_heads: int) -> _Cover:
     starts, stops = (mask.starts, mask.stops) if isinstance(mask, Intervals) else _span(mask)
     keys = mask.keys if isinstance(mask, Intervals) else mask.visible.shape[-1]
-    # (b, h, Nq, R) -> (b, hk, blocks, group * size, R); rows that pad the last block are empty intervals
-    heads = key_heads if starts.shape[1] > 1 else 1
-    missing = -starts.shape[2] % size
+    batch, heads, queries, runs = starts.shape
+    key_heads = min(heads, key_heads)
+    size = min(size, queries)
+    missing = -queries % size
 
     def by_block(x: Tensor, fill: int) -> Tensor:
-        x = torch.nn.functional.pad(x, (0, 0, 0, missing), value=fill)
-        return x.unflatten(1, (heads, -1)).unflatten(3, (-1, size)).transpose(2, 3).flatten(3, 4)
+        """(b, h, Nq, R) -> (b, hk, blocks, group * size, R), the last block filled up."""
+        if missing:
+            x = torch.nn.functional.pad(x, (0, 0, 0, missing), value=fill)
+        x = x.reshape(batch, key_heads, heads // key_heads, -1, size, runs).transpose(2, 3)
+        return x.reshape(batch, key_heads, x.shape[2], -1, runs)
 
-    def real(x: Tensor, nothing: int) -> Tensor:
-        return x.masked_fill(starts >= stops, nothing)
-
-    inside = by_block(starts, 0).amax(-2)
-    inside_stop = by_block(stops, keys).amin(-2)
-    if isinstance(mask, Dense):
-        inside = torch.full_like(inside, keys)
+    empty = starts >= stops
+    inside, inside_stop = by_block(starts, 0).amax(-2), by_block(stops, keys).amin(-2)
     return _Cover(
         size,
-        by_block(real(starts, keys), keys).amin(-2),
-        by_block(real(stops, 0), 0).amax(-2),
-        inside,
+        by_block(starts.masked_fill(empty, keys), keys).amin(-2),
+        by_block(stops.masked_fill(empty, 0), 0).amax(-2),
+        inside if isinstance(mask, Intervals) else torch.full_like(inside, keys),
         inside_stop,
     )
 

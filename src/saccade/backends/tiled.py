@@ -1,23 +1,28 @@
 """Attention in tiles of PyTorch operations: any device, linear memory, forward and backward.
 
-The pattern is computed a *panel* at a time: a block of queries against every key it looks at, or against as many as fit the
-workspace. A panel that holds whole rows is normalised by one fused softmax and is then exact, so that statistics are read
-off it in the same pass. Rows too long for the workspace are joined panel by panel through their log-sum-exp, and a second
-pass, with the final lse known, reads the statistics. (An online softmax over small tiles, as a compiled kernel would
-do it, loses here: each pass over a tile is a separate PyTorch call.)
+The pattern is computed a *panel* at a time: a block of queries against every key it looks at, or against as many as
+fit the workspace. A panel that holds whole rows is exact as soon as it is normalised, so statistics are read off it in
+the same pass. Rows too long for the workspace are joined panel by panel, and a second pass, with the denominators
+known, reads the statistics. (Small tiles and an online softmax, as a compiled kernel would do it, lose here: each pass
+over a tile is a PyTorch call of its own.)
 
-Query heads that share a key head are rows of the same panel, so grouped queries never repeat keys in memory. float16 and
-bfloat16 are computed in float32: keys and values are converted once, O(N D).
+Subtracting a row's maximum before the exponential only guards against overflow. Where the norms of queries and keys
+bound every score well inside the range of exp, it is left out: the same numbers, two passes over the panel fewer.
+Scores are kept in units of ln 2 and the exponential is exp2: PyTorch's exp, where it calls MKL, is ten times slower on
+-inf and thirty times on what underflows.
+
+Query heads that share a key head are rows of the same panel, so grouped queries never repeat keys in memory. float16
+and bfloat16 are computed in float32: keys and values are converted once, O(N D).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from saccade.backends.contract import Backend, Forward, Gradients, Inputs, poison, split_heads
@@ -26,11 +31,19 @@ from saccade.masks import Dense, Intervals, Lengths
 from saccade.scores import Area, Columns, Problem
 from saccade.statistics import Statistic, Tensors, Tile
 
-# Scores in one panel: two float32 workspaces of this size are 16 MiB.
+# Scores in one panel: a float32 workspace of 8 MiB.
 PANEL = 1 << 21
 
 # Rows of a panel. 256 keep the matrix products efficient while a panel of 2,048 keys stays in a second-level cache.
 ROWS = 256
+
+# Scores within +-TAME need no maximum subtracted: exp(40) = 2e17, times values up to 1e10, summed over 1e9 keys, is
+# below float32's 3e38, and exp(-40) = 4e-18 is far above its smallest normal number, 1e-38.
+TAME = 40.0
+TAME_VALUE = 1e10
+
+LOG2_E = math.log2(math.e)
+LN_2 = math.log(2.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,36 +51,55 @@ class _Operands:
     """The inputs as the tiles use them, in the compute dtype.
 
     Attributes:
-        query: ``(B, Hk, group, Nq, D)``, a view of the input in its own dtype.
+        query: ``(B, Hk, group, Nq, D)``, times `factor`.
+        factor: what turns a dot product into the first score: in units of ln 2, or of the softcap.
         key: ``(B, Hk, Nk, D)``; infinities are NaN.
         value: ``(B, Hk, Nk, Dv)``; what is not finite is 0.
         bad_values: for every value that is not finite 1, else 0, ``(B, Hk, Nk, Dv)``; None if all are finite.
         finite: all queries and keys are finite.
+        tame: all scores lie within +-TAME.
     """
 
     query: Tensor
+    factor: float
     key: Tensor
     value: Tensor
     bad_values: Tensor | None
     finite: bool
+    tame: bool
 
     @classmethod
-    def of(cls, inputs: Inputs) -> _Operands:
-        query = split_heads(inputs.query, inputs.key.shape[1])
-        key, value = inputs.key.to(inputs.compute), inputs.value.to(inputs.compute)
-        finite = _all_finite(query) and _all_finite(key)
-        if not finite:
+    def of(cls, inputs: Inputs, problem: Problem) -> _Operands:
+        query, key, value = (x.to(inputs.compute) for x in (inputs.query, inputs.key, inputs.value))
+        bound = abs(problem.scale) * _largest_norm(query) * _largest_norm(key)
+        finite = math.isfinite(bound)
+        if not finite and not (bool(query.isfinite().all()) and bool(key.isfinite().all())):
             query, key = poison(query), poison(key)
-        bad = None
-        if not _all_finite(value):
+        else:
+            finite = True  # huge but finite: the norm overflowed, not the entries
+        bad, largest = None, _largest(value)
+        if not math.isfinite(largest):
             bad = (~value.isfinite()).to(value.dtype)
             value = value.masked_fill(bad > 0, 0.0)
-        return cls(query, key, value, bad, finite)
+        if problem.sinks is not None:
+            bound = max(bound, _largest(problem.sinks))
+        tame = bound <= TAME and largest <= TAME_VALUE and problem.bias is None
+        factor = problem.scale * LOG2_E if problem.softcap is None else problem.scale / problem.softcap
+        query = split_heads(query * factor, key.shape[1])
+        return cls(query, factor, key, value, bad, finite, tame)
 
 
-def _all_finite(x: Tensor) -> bool:
-    # The largest magnitude is NaN or infinite if any entry is: one pass, no temporary.
-    return x.numel() == 0 or bool(torch.linalg.vector_norm(x, torch.inf).isfinite())
+def _largest_norm(x: Tensor) -> float:
+    """The largest Euclidean norm along the last dimension; NaN or infinite if an entry is."""
+    return _largest(torch.linalg.vector_norm(x, dim=-1))
+
+
+def _largest(x: Tensor) -> float:
+    """The largest magnitude; NaN if an entry is."""
+    if x.numel() == 0:
+        return 0.0
+    low, high = (float(extreme) for extreme in x.aminmax())
+    return math.nan if math.isnan(low) else max(-low, high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +126,9 @@ class _Panel:
 
     def of_keys(self, x: Tensor) -> Tensor:
         """This panel's rows ``(h, n, d)`` of ``x (B, Hk, Nk, d)``: a view unless they come from several ranges."""
-        return x[self.batch, self.heads][:, self.area.keys]
+        if isinstance(self.area.keys, slice):
+            return x[self.batch, self.heads, self.area.keys]
+        return x[self.batch, self.heads].index_select(1, self.area.keys)
 
 
 class _Run:
@@ -105,11 +139,11 @@ class _Run:
         self.lengths: Lengths = inputs.lengths
         self.group = inputs.group
         self.dtype = inputs.compute
-        self.operands = _Operands.of(inputs)
+        self.operands = _Operands.of(inputs, problem)
         sizes = [max(16, ROWS // max(self.group, 1)), max(16, ROWS // 4 // max(self.group, 1))]
         self.parts = plan(problem.mask, self.lengths, inputs.key.shape[1], sizes)
         self._workspaces: dict[str, Tensor] = {}
-        self._hidden: dict[tuple[object, ...], Tensor] = {}
+        self._visible: dict[tuple[object, ...], Tensor] = {}
 
     # ------------------------------------------------------------------------------------ walking
 
@@ -120,7 +154,7 @@ class _Run:
         """
         for part in self.parts:
             for block in part.blocks:
-                self._hidden.clear()
+                self._visible.clear()
                 rows = (block.rows.stop - block.rows.start) * self.group
                 chunks = block.chunks(max(PANEL // max(rows, 1), 1))
                 for batch, heads in self._lanes(part, block, rows):
@@ -158,87 +192,82 @@ class _Run:
             self._workspaces[name] = held
         return held[:size].view(shape)
 
-    def queries(self, panel: _Panel, factor: float = 1.0) -> Tensor:
-        """The panel's queries times a factor, ``(h, group * rows, D)``."""
-        query = self.operands.query[panel.batch, panel.heads, :, panel.block.rows]
-        return (query.to(self.dtype) * factor).flatten(1, 2)
+    def queries(self, panel: _Panel) -> Tensor:
+        """The panel's queries times `_Operands.factor`, ``(h, group * rows, D)``."""
+        return self.operands.query[panel.batch, panel.heads, :, panel.block.rows].flatten(1, 2)
 
-    def scores(self, panel: _Panel) -> tuple[Tensor, Tensor | None]:
-        """The panel's scores ``(h, group * rows, n)``, and tanh(s / softcap) if there is a softcap."""
+    def scores(self, panel: _Panel) -> Tensor:
+        """The panel's scores in units of ln 2, ``(h, group * rows, n)``, in a workspace.
+
+        What the mask hides is -inf already, unless scores are tame: then weights are multiplied by 0 there later.
+        """
         problem = self.problem
-        factor = problem.scale if problem.softcap is None else problem.scale / problem.softcap
-        query, key = self.queries(panel, factor), panel.of_keys(self.operands.key)
-        s = self.workspace("scores", (query.shape[0], query.shape[1], key.shape[1]))
+        query, key = self.queries(panel), panel.of_keys(self.operands.key)
+        s = self.workspace("products", (query.shape[0], query.shape[1], key.shape[1]))
         torch.bmm(query, key.mT, out=s)
-        capped = None
         if problem.softcap is not None:
-            capped = s.tanh_()
-            s = torch.mul(capped, problem.softcap, out=self.workspace("softcap", tuple(s.shape)))
+            bounded = self.workspace("scores", tuple(s.shape))
+            s = torch.mul(s.tanh_(), problem.softcap * LOG2_E, out=bounded)
         if problem.bias is not None:
-            self.by_query_head(s, panel).add_(problem.bias.tile(panel.area).to(s.dtype))
-        self.hide(s, panel, -torch.inf)
-        return s, capped
+            tile = problem.bias.tile(panel.area).to(s.dtype)
+            self.by_query_head(s, panel).add_(tile, alpha=LOG2_E)
+        if not self.operands.tame:
+            for edge, visible in self.edges(s, panel):
+                edge.masked_fill_(visible == 0, -torch.inf)
+        return s
+
+    def last_tanh(self, shape: tuple[int, ...]) -> Tensor:
+        """With a softcap, tanh(s / softcap) of the panel whose scores were computed last."""
+        return self.workspace("products", shape)
 
     def by_query_head(self, x: Tensor, panel: _Panel) -> Tensor:
         """A panel ``(h, group * rows, n)`` as ``(1, h * group, rows, n)``, a view."""
         rows = panel.block.rows.stop - panel.block.rows.start
         return x.view(1, x.shape[0] * self.group, rows, x.shape[-1])
 
-    def hide(self, x: Tensor, panel: _Panel, fill: float) -> None:
-        """Fill, at the edges of the panel's pieces, what the mask hides."""
+    def edges(self, x: Tensor, panel: _Panel) -> Iterator[tuple[Tensor, Tensor]]:
+        """The parts of a panel in which queries differ in what they see, each with 1 where visible and 0 where not."""
         if self.problem.mask is None:
             return
         view, first = self.by_query_head(x, panel), 0
         for piece in panel.pieces:
             for start, stop in piece.edges():
-                hidden = self.hidden(panel, piece, start, stop)
-                view[..., first + start - piece.start : first + stop - piece.start].masked_fill_(hidden, fill)
+                edge = view[..., first + start - piece.start : first + stop - piece.start]
+                yield edge, self.visible(panel, piece, start, stop)
             first += piece.stop - piece.start
 
-    def hidden(self, panel: _Panel, piece: Piece, start: int, stop: int) -> Tensor:
-        """Which of the keys from `start` to `stop` each of the block's queries must not see, ``(1, h | 1, rows, n)``."""
+    def visible(self, panel: _Panel, piece: Piece, start: int, stop: int) -> Tensor:
+        """1 where a query of the block sees a key from `start` to `stop`, else 0, ``(1, h | 1, rows, n)``."""
         mask = self.problem.mask
         assert mask is not None
-        shared = (mask.starts if isinstance(mask, Intervals) else mask.visible).shape
-        where = (start, stop, shared[0] > 1 and panel.batch, shared[1] > 1 and panel.heads.start)
-        if where not in self._hidden:
-            self._hidden[where] = ~_visible(mask, panel.area, piece, start, stop)
-        return self._hidden[where]
+        batches, heads = (mask.starts if isinstance(mask, Intervals) else mask.visible).shape[:2]
+        where = (start, stop, batches > 1 and panel.batch, heads > 1 and panel.heads.start)
+        if where not in self._visible:
+            self._visible[where] = _visible(mask, panel.area, piece, start, stop).to(self.dtype)
+        return self._visible[where]
 
     # ------------------------------------------------------------------------------------ rows
 
-    def may_be_blind(self, panel: _Panel) -> bool:
-        """Whether a row of the panel might see none of its keys."""
-        return self.problem.bias is not None or any(piece.edges() for piece in panel.pieces)
+    def exponentials(self, panel: _Panel, top: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """exp(s - top) of the panel, and top / ln 2 ``(h, group * rows, 1)``: as given, else its largest scores.
 
-    def softmax(self, panel: _Panel, *, want_lse: bool) -> tuple[Tensor, Tensor | None]:
-        """The panel's weights, normalised over its own keys, and their lse ``(h, group * rows, 1)`` if wanted.
-
-        Rows that see none of the keys have weights 0 and lse -inf.
+        Where scores are tame, top is 0 and None is returned for it.
         """
-        s, _ = self.scores(panel)
-        p = self.workspace("weights", tuple(s.shape))
-        torch.softmax(s, -1, out=p)
-        if not (want_lse or self.may_be_blind(panel)):
-            return p, None
-        top = s.amax(-1, keepdim=True)
-        blind = top == -torch.inf
-        if bool(blind.any()):
-            p.masked_fill_(blind, 0.0)
-        if not self.operands.finite:
-            self.hide(p, panel, 0.0)
-        if not want_lse:
-            return p, None
-        # The largest weight is exp(top - lse).
-        return p, torch.where(blind, -torch.inf, top - p.amax(-1, keepdim=True).log())
+        s = self.scores(panel)
+        if not self.operands.tame:
+            top = s.amax(-1, keepdim=True) if top is None else top
+            s.sub_(_finite(top))
+        return self.zero_hidden(s.exp2_(), panel), top
 
-    def given_lse(self, panel: _Panel, lse: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The panel's exact weights once the whole row's lse ``(h, group * rows, 1)`` is known; and the tanh."""
-        s, capped = self.scores(panel)
-        p = s.sub_(lse.masked_fill(lse == -torch.inf, torch.inf)).exp_()
-        if not self.operands.finite:
-            self.hide(p, panel, 0.0)
-        return p, capped
+    def zero_hidden(self, p: Tensor, panel: _Panel) -> Tensor:
+        """Weights with 0 where hidden, in place: they are 0 already unless scores are tame or rows are NaN."""
+        if self.operands.tame:
+            for edge, visible in self.edges(p, panel):
+                edge.mul_(visible)
+        elif not self.operands.finite:
+            for edge, visible in self.edges(p, panel):
+                edge.masked_fill_(visible == 0, 0.0)
+        return p
 
     def sinks(self, panel_heads: slice, batch: int, rows: int) -> Tensor | None:
         """The sink of each of the panel's rows, ``(h, group * rows, 1)``."""
@@ -249,9 +278,9 @@ class _Run:
         sinks = sinks[heads] if sinks.shape[0] > 1 else sinks.expand(heads.stop - heads.start)
         return sinks.to(self.dtype).view(-1, self.group, 1).expand(-1, -1, rows).reshape(-1, self.group * rows, 1)
 
-    def rows_of(self, x: Tensor, batch: int, heads: slice, block: Block) -> Tensor:
-        """``x (B, H, Nq, ...)`` at a block's rows, ``(h, group, rows, ...)``: a view."""
-        return split_heads(x, self.operands.key.shape[1])[batch, heads, :, block.rows]
+    def split(self, x: Tensor) -> Tensor:
+        """``x (B, H, Nq, ...)`` as ``(B, Hk, group, Nq, ...)``: a view."""
+        return split_heads(x, self.operands.key.shape[1])
 
 
 def _visible(mask: Intervals | Dense, area: Area, piece: Piece, start: int, stop: int) -> Tensor:
@@ -260,6 +289,9 @@ def _visible(mask: Intervals | Dense, area: Area, piece: Piece, start: int, stop
     position = torch.arange(start, stop, device=mask.starts.device, dtype=torch.int32)
     runs = slice(piece.runs.start, piece.runs.stop)
     starts, stops = (area.of(x, queries=True)[..., runs] for x in (mask.starts, mask.stops))
+    if len(piece.runs) == 1 and piece.inside < piece.inside_stop:
+        # Every run reaches from its start over the inside to its stop: each edge needs one comparison.
+        return position >= starts if stop <= piece.inside else position < stops
     return Intervals(starts, stops, mask.keys).between(position)
 
 
@@ -268,20 +300,17 @@ class Tiled(Backend):
 
     name = "tiled"
 
-    def forward(
-        self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool
-    ) -> Forward:
-        """See `Backend.forward`. Memory: O(N D), and about 24 MiB of workspace."""
+    def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
+        """See `Backend.forward`. Memory: O(N D), and about 16 MiB of workspace."""
         run = _Run(problem, inputs)
         shape = inputs.output_shape
-        output = torch.zeros(shape, dtype=inputs.query.dtype, device=inputs.query.device)
+        output = torch.empty(shape, dtype=inputs.query.dtype, device=inputs.query.device)
         lse = torch.empty(shape[:3] if want_lse or statistics else (0,), dtype=run.dtype, device=output.device)
         results = [statistic.empty(run.lengths, run.dtype) for statistic in statistics]
         asked = [(s, r) for s, r in zip(statistics, results, strict=True) if r]
         for block, batch, heads, panels in run.blocks():
-            rows = _Rows.attend(run, block, batch, heads, panels, want_lse=lse.numel() > 0)
-            rows.write(output, lse)
-            rows.observe(asked)
+            rows = _Rows(run, block, batch, heads, panels)
+            rows.finish(run.split(output), run.split(lse) if lse.numel() else None, asked)
         if run.operands.bad_values is not None:
             output.masked_fill_(_sees_bad_value(run), torch.nan)
         done = [s.finish(r, run.lengths) for s, r in zip(statistics, results, strict=True)]
@@ -294,17 +323,47 @@ class Tiled(Backend):
         return _Backward(problem, inputs).gradients(forward, grad_output, grad_lse)
 
 
+@dataclass(eq=False)
+class _Sums:
+    """What rows have added up so far: ``sum exp(s - top) v``, ``sum exp(s - top)``, top / ln 2 (None where it is 0).
+
+    Joining keeps the larger top (Milakov and Gimelshein, arXiv 1805.02867, section 3.1).
+    """
+
+    out: Tensor
+    total: Tensor
+    top: Tensor | None
+
+    def join(self, other: _Sums) -> _Sums:
+        """Both, over disjoint keys."""
+        if self.top is None or other.top is None:
+            return _Sums(self.out + other.out, self.total + other.total, None)
+        top = torch.maximum(self.top, other.top)
+        mine, theirs = ((x - _finite(top)).exp2() for x in (self.top, other.top))
+        return _Sums(self.out * mine + other.out * theirs, self.total * mine + other.total * theirs, top)
+
+    def lse(self) -> Tensor:
+        """The rows' log-sum-exp; -inf where nothing was added."""
+        return self.total.log() if self.top is None else self.total.log() + _finite(self.top) * LN_2
+
+    def divisor(self) -> Tensor:
+        """What weights and output are divided by; 1 where nothing was added."""
+        return self.total.masked_fill(self.total == 0, 1.0)
+
+
+def _finite(top: Tensor) -> Tensor:
+    """A maximum that can be subtracted: 0 where nothing is visible, as -inf - -inf would be NaN."""
+    return top.masked_fill(top == -torch.inf, 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """The finished rows of one block of queries, for a range of heads.
+    """The rows of one block of queries, for a range of heads.
 
     Attributes:
         run: what they belong to.
         block, batch, heads: which rows.
         panels: the keys they look at, in portions.
-        out: ``(h, group * rows, Dv)``.
-        lse: ``(h, group * rows, 1)``; None if it was not wanted.
-        weights: the exact weights, if a single panel held them all; else None.
     """
 
     run: _Run
@@ -312,63 +371,71 @@ class _Rows:
     batch: int
     heads: slice
     panels: list[_Panel]
-    out: Tensor
-    lse: Tensor | None
-    weights: Tensor | None
 
-    @classmethod
-    def attend(
-        cls, run: _Run, block: Block, batch: int, heads: slice, panels: list[_Panel], *, want_lse: bool
-    ) -> _Rows:
-        """Output and lse of one block of queries, joined over its panels and the sink."""
-        rows = run.group * (block.rows.stop - block.rows.start)
-        sinks = run.sinks(heads, batch, rows // run.group)
-        want_lse = want_lse or sinks is not None or len(panels) > 1
-        value = run.operands.value
-        out = value.new_zeros(heads.stop - heads.start, rows, value.shape[-1])
-        lse: Tensor | None = value.new_full((*out.shape[:2], 1), -torch.inf) if want_lse else None
-        weights = None
-        for i, panel in enumerate(panels):
-            weights, panel_lse = run.softmax(panel, want_lse=want_lse)
-            part = weights @ panel.of_keys(value)
-            out, lse = (part, panel_lse) if i == 0 else _join(out, lse, part, panel_lse)
-        if sinks is not None:
-            total = torch.logaddexp(lse, sinks)
-            share = _share(lse, total)
-            out, lse = out * share, total
-            weights = None if weights is None else weights.mul_(share)
-        return cls(run, block, batch, heads, panels, out, lse, weights if len(panels) == 1 else None)
-
-    def write(self, output: Tensor, lse: Tensor) -> None:
-        """Copy the rows to where they belong in ``output (B, H, Nq, Dv)`` and, unless empty, ``lse (B, H, Nq)``."""
-        target = self.run.rows_of(output, self.batch, self.heads, self.block)
-        target.copy_(self.out.view(target.shape))
-        if lse.numel():
-            assert self.lse is not None
-            target = self.run.rows_of(lse, self.batch, self.heads, self.block)
-            target.copy_(self.lse.view(target.shape))
-
-    def observe(self, asked: list[tuple[Statistic, Tensors]]) -> None:
-        """Add the rows' exact weights to the statistics."""
-        for panel in self.panels if asked else ():
-            exact = self.weights
-            if exact is None:
-                assert self.lse is not None
-                exact, _ = self.run.given_lse(panel, self.lse)
-            tile = Tile(self.run.by_query_head(exact, panel), panel.area, self.run.lengths)
+    def finish(self, output: Tensor, lse: Tensor | None, asked: list[tuple[Statistic, Tensors]]) -> None:
+        """Write the rows into ``output (B, Hk, group, Nq, Dv)`` and ``lse``; add them to the statistics."""
+        sums, exponentials = self.sums(self.run.operands.value)
+        divisor = sums.divisor()
+        self._write(output, sums.out.div_(divisor))
+        if lse is not None:
+            self._write(lse, sums.lse())
+        for panel, weights in self.weights(sums, exponentials) if asked else ():
+            tile = Tile(self.run.by_query_head(weights, panel), panel.area, self.run.lengths)
             for statistic, result in asked:
                 statistic.add(result, tile)
 
+    def sums(self, value: Tensor) -> tuple[_Sums, Tensor | None]:
+        """Numerators for ``value (B, Hk, Nk, Dv)`` and denominators; and exp(s - top), if one panel held it all."""
+        sums = self._of_sinks(value.shape[-1])
+        exponentials = top = None
+        for panel in self.panels:
+            exponentials, top = self.run.exponentials(panel)
+            total = exponentials.sum(-1, keepdim=True)
+            here = _Sums(exponentials @ panel.of_keys(value), total, top)
+            sums = here if sums is None else sums.join(here)
+        if sums is None:
+            sums = self._of_nothing(value.shape[-1])
+        if exponentials is None or len(self.panels) > 1:
+            return sums, None
+        if top is not None and sums.top is not None and sums.top is not top:  # a sink may be higher
+            exponentials.mul_((top - _finite(sums.top)).exp2())
+        return sums, exponentials
 
-def _join(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Two partial results over disjoint keys as one (Milakov and Gimelshein, arXiv 1805.02867, section 3.1)."""
-    total = torch.logaddexp(lse, other_lse)
-    return out * _share(lse, total) + other * _share(other_lse, total), total
+    def weights(self, sums: _Sums, exponentials: Tensor | None) -> Iterator[tuple[_Panel, Tensor]]:
+        """The panels with their exact weights, from what `sums` returned."""
+        for panel in self.panels:
+            if exponentials is None or len(self.panels) > 1:
+                exponentials, _ = self.run.exponentials(panel, sums.top)
+            yield panel, self.run.zero_hidden(exponentials.div_(sums.divisor()), panel)
 
+    def weights_given(self, lse: Tensor) -> Iterator[tuple[_Panel, Tensor]]:
+        """The panels with their exact weights, once their lse ``(h, group * rows, 1)`` is known.
 
-def _share(lse: Tensor, total: Tensor) -> Tensor:
-    """The part exp(lse - total) of a row's weight; 0 where there is nothing at all (-inf - -inf would be NaN)."""
-    return (lse - total.masked_fill(total == -torch.inf, 0.0)).exp()
+        Far from 0 an lse in float32 has lost digits of the denominator, so there it is added up again.
+        """
+        if self.run.operands.tame:
+            return self.weights(_Sums(lse, lse.exp(), None), None)
+        return self.weights(*self.sums(self.run.operands.value[..., :0]))
+
+    def _of_nothing(self, width: int) -> _Sums:
+        value = self.run.operands.value
+        rows = self.run.group * (self.block.rows.stop - self.block.rows.start)
+        shape = (self.heads.stop - self.heads.start, rows)
+        return _Sums(value.new_zeros(*shape, width), value.new_zeros(*shape, 1), None)
+
+    def _of_sinks(self, width: int) -> _Sums | None:
+        """A sink adds exp(sink) to the denominator, and no value."""
+        sinks = self.run.sinks(self.heads, self.batch, self.block.rows.stop - self.block.rows.start)
+        if sinks is None:
+            return None
+        out = self._of_nothing(width).out
+        if self.run.operands.tame:
+            return _Sums(out, sinks.exp(), None)
+        return _Sums(out, (sinks - _finite(sinks)).exp(), sinks * LOG2_E)
+
+    def _write(self, target: Tensor, rows: Tensor) -> None:
+        target = target[self.batch, self.heads, :, self.block.rows]
+        target.copy_(rows.view(target.shape))
 
 
 def _sees_bad_value(run: _Run) -> Tensor:
@@ -419,29 +486,27 @@ class _Backward:
         grad_output, grad_lse = grad_output.to(self.run.dtype), grad_lse.to(self.run.dtype)
         # One value for each row, (B, H, Nq): what is subtracted from dP.
         delta = (grad_output * forward.output.to(self.run.dtype)).sum(-1) - grad_lse
+        of_rows = [self.run.split(x) for x in (grad_output, delta[..., None], forward.lse[..., None])]
         for block, batch, heads, panels in self.run.blocks():
-            rows = [
-                self.run.rows_of(x, batch, heads, block).flatten(1, 2)
-                for x in (grad_output, delta[..., None], forward.lse[..., None])
-            ]
-            for panel in panels:
-                self._panel(panel, *rows)
+            grad, delta_rows, lse = (x[batch, heads, :, block.rows].flatten(1, 2) for x in of_rows)
+            rows = _Rows(self.run, block, batch, heads, panels)
+            for panel, weights in rows.weights_given(lse):
+                self._panel(panel, weights, grad, delta_rows)
         return self._as_inputs(self._sinks(forward.lse, delta))
 
-    def _panel(self, panel: _Panel, grad_output: Tensor, delta: Tensor, lse: Tensor) -> None:
-        """Add what one panel contributes to every gradient."""
+    def _panel(self, panel: _Panel, p: Tensor, grad_output: Tensor, delta: Tensor) -> None:
+        """Add what one panel with weights `p` contributes to every gradient."""
         run, area = self.run, panel.area
-        p, capped = run.given_lse(panel, lse)
         self._add_keys(self.grad_value, panel, p.mT @ grad_output)
         grad = torch.bmm(grad_output, panel.of_keys(run.operands.value).mT, out=run.workspace("grad", tuple(p.shape)))
         grad.sub_(delta).mul_(p)
         if self.problem.bias is not None and self.grad_bias is not None:
             self.problem.bias.accumulate(self.grad_bias, run.by_query_head(grad, panel), area)
-        if capped is not None:
-            grad.mul_(capped.square_().neg_().add_(1.0))
-        target = run.rows_of(self.grad_query, panel.batch, panel.heads, panel.block)
+        if self.problem.softcap is not None:
+            grad.mul_(run.last_tanh(tuple(grad.shape)).square_().neg_().add_(1.0))
+        target = run.split(self.grad_query)[panel.batch, panel.heads, :, panel.block.rows]
         target += (grad @ panel.of_keys(self.key)).view(target.shape).mul_(self.problem.scale)
-        query = run.queries(panel, self.problem.scale)
+        query = run.queries(panel)
         query = query if run.operands.finite else query.nan_to_num()
         self._add_keys(self.grad_key, panel, grad.mT @ query)
 
@@ -458,14 +523,14 @@ class _Backward:
         sinks = self.problem.sinks
         if sinks is None:
             return None
-        held = _share(sinks.to(lse.dtype)[..., None], lse)
+        held = (sinks.to(lse.dtype)[..., None] - _finite(lse)).exp()
         return -(held * delta).sum(-1).sum_to_size(sinks.shape)
 
     def _as_inputs(self, sinks: Tensor | None) -> Gradients:
         bias = self.problem.bias
         return Gradients(
             self.grad_query.to(self.inputs.query.dtype),
-            self.grad_key.to(self.inputs.key.dtype),
+            self.grad_key.mul_(self.problem.softcap or LN_2).to(self.inputs.key.dtype),
             self.grad_value.to(self.inputs.value.dtype),
             None if bias is None or self.grad_bias is None else self.grad_bias.to(bias.values.dtype),
             None if sinks is None or self.problem.sinks is None else sinks.to(self.problem.sinks.dtype),

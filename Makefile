@@ -1,0 +1,37 @@
+# Everything here works from nothing and does nothing twice. `make` alone lists the targets.
+
+PYTHON_IN_VENV := .venv/bin/python
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | \
+	  awk '{ command = $$1 " " $$2; $$1 = $$2 = ""; printf "  %-12s%s\n", command, $$0 }'
+
+setup: $(READY) ## make .venv with all that the other targets need
+	@echo "setup: .venv is ready"
+
+# The stamp is the last thing that a set-up writes, so an interrupted one is resumed.
+$(READY): pyproject.toml constraints.txt scripts/setup.sh
+	@sh scripts/setup.sh
+
+demo: $(READY) ## show where a pretrained model looks in one sentence
+	@HF_HUB_OFFLINE=1 .venv/bin/saccade show "He left the roses by the bank."
+
+test: $(READY) ## run the tests
+	@$(PYTHON_IN_VENV) -m pytest -q
+
+check: $(READY) ## format, lint, types, import layers
+	@.venv/bin/ruff format --check --quiet --diff
+	@.venv/bin/ruff check --quiet
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-logo
+
+bench: $(READY) ## time attention against its peers
+	@$(PYTHON_IN_VENV) benchmarks/attention.py
+
+clean: ## delete caches and build results (.venv stays; delete it by hand to start over)
+	@rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

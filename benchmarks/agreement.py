@@ -1,0 +1,49 @@
+"""How far each architecture's output through Saccade is from eager's, and SDPA's for comparison.
+
+Tiny random models, float32, the largest absolute difference on valid positions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from harness import conditions, table
+
+from saccade.adapters.huggingface import attach
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "adapters"))
+
+from architectures import Architecture, cases, largest_error, run
+
+
+def errors(architecture: Architecture, case: str) -> tuple[float, float | None]:
+    """Largest difference from eager, of Saccade and of SDPA (None where SDPA cannot do it)."""
+    model = architecture.build()
+    inputs, valid = architecture.inputs(case)
+    expected = run(model, inputs, valid)
+    with attach(model):
+        ours = largest_error(run(model, inputs, valid), expected)
+    theirs = None
+    with contextlib.suppress(ValueError):
+        model.set_attn_implementation("sdpa")
+        theirs = largest_error(run(model, inputs, valid), expected)
+    return ours, theirs
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    rows = []
+    for architecture, case in cases():
+        ours, theirs = errors(architecture, case)
+        sdpa = "not supported" if theirs is None else f"{theirs:.1e}"
+        rows.append([architecture.name, case, f"{ours:.1e}", sdpa])
+    print(f"transformers {transformers.__version__}, {conditions()}\n")
+    print(table(["architecture", "input", "Saccade", "SDPA"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Models that others wrote: how their attention comes through Saccade and is observed there."""

@@ -1,0 +1,191 @@
+"""The operator as PyTorch's dispatcher sees it.
+
+One `torch.library` operation, `saccade::forward`, with `saccade::backward` as its derivative, so that autograd,
+torch.compile and fake tensors treat it as they treat PyTorch's own. An operation takes tensors and numbers only: masks,
+biases and statistics are handed over in the flat form that `Call` packs and unpacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _AutoDispatchBelowAutograd
+
+from saccade.backends import get
+from saccade.backends.contract import Backend, Forward, Inputs
+from saccade.masks import Dense, Intervals
+from saccade.scores import Problem, decode_bias
+from saccade.statistics import Statistic, Tensors, decode
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call in the form that the operation takes: tensors and numbers."""
+
+    inputs: Inputs
+    problem: Problem
+    statistics: Sequence[Statistic]
+    want_lse: bool
+    backend: str
+
+    def pack(self) -> tuple[Any, ...]:
+        """The operation's arguments, in the order of `_ARGUMENTS`."""
+        mask, bias = self.problem.mask, self.problem.bias
+        codes = [statistic.code() for statistic in self.statistics]
+        return (
+            self.inputs.query,
+            self.inputs.key,
+            self.inputs.value,
+            None if bias is None else bias.values,
+            self.problem.sinks,
+            mask.starts if isinstance(mask, Intervals) else None,
+            mask.stops if isinstance(mask, Intervals) else None,
+            mask.visible if isinstance(mask, Dense) else None,
+            [tensor for _, _, tensor in codes if tensor is not None],
+            self.problem.scale,
+            self.problem.softcap,
+            "" if bias is None else bias.kind,
+            [] if bias is None else bias.numbers(),
+            [field for field, _, _ in codes],
+            [len(numbers) for _, numbers, _ in codes],
+            [number for _, numbers, _ in codes for number in numbers],
+            [tensor is not None for _, _, tensor in codes],
+            self.want_lse,
+            self.backend,
+        )
+
+    @classmethod
+    def unpack(  # noqa: PLR0913, PLR0917  as many as the operation has
+        cls,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        sinks: Tensor | None,
+        starts: Tensor | None,
+        stops: Tensor | None,
+        visible: Tensor | None,
+        groups: list[Tensor],
+        scale: float,
+        softcap: float | None,
+        bias_kind: str,
+        bias_numbers: list[int],
+        fields: list[str],
+        counts: list[int],
+        numbers: list[int],
+        grouped: list[bool],
+        want_lse: bool,  # noqa: FBT001  positional in an operation's schema
+        backend: str,
+    ) -> Call:
+        """The reverse of `pack`."""
+        mask: Intervals | Dense | None = None if visible is None else Dense(visible)
+        if starts is not None and stops is not None:
+            mask = Intervals(starts, stops, key.shape[2])
+        problem = Problem(scale, mask, softcap, decode_bias(bias_kind, bias, bias_numbers), sinks)
+        tensors, rest = iter(groups), iter(numbers)
+        statistics = [
+            decode(field, [next(rest) for _ in range(count)], next(tensors) if has_tensor else None)
+            for field, count, has_tensor in zip(fields, counts, grouped, strict=True)
+        ]
+        return cls(Inputs(query, key, value), problem, statistics, want_lse, backend)
+
+
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? sinks, Tensor? starts, Tensor? stops, "
+    "Tensor? visible, Tensor[] groups, float scale, float? softcap, str bias_kind, int[] bias_numbers, str[] fields, "
+    "int[] counts, int[] numbers, bool[] grouped, bool want_lse, str backend"
+)
+
+_library = torch.library.Library("saccade", "DEF")
+_library.define(f"forward({_ARGUMENTS}) -> Tensor[]")
+_library.define(f"backward({_ARGUMENTS}, Tensor output, Tensor lse, Tensor grad_output, Tensor grad_lse) -> Tensor[]")
+
+
+def _forward(*arguments: Any) -> list[Tensor]:
+    """Output, lse, and the tensors of each statistic one after the other."""
+    call = Call.unpack(*arguments)
+    forward = get(call.backend).forward(call.problem, call.inputs, call.statistics, want_lse=call.want_lse)
+    return [forward.output, forward.lse, *(x for result in forward.results for x in result)]
+
+
+def _forward_fake(*arguments: Any) -> list[Tensor]:
+    """Empty results of the right shapes, for torch.compile."""
+    call = Call.unpack(*arguments)
+    inputs, shape = call.inputs, call.inputs.output_shape
+    output = inputs.query.new_empty(shape)
+    lse = inputs.query.new_empty(shape[:3] if _has_lse(call) else (0,), dtype=inputs.compute)
+    results = [s.empty(inputs.lengths, inputs.compute) for s in call.statistics]
+    return [output, lse, *(x for result in results for x in result)]
+
+
+def _has_lse(call: Call) -> bool:
+    return call.want_lse or bool(call.statistics)
+
+
+def _backward(*arguments: Any) -> list[Tensor]:
+    """Gradients of query, key and value, then of bias and sinks where there are any."""
+    *packed, output, lse, grad_output, grad_lse = arguments
+    call = Call.unpack(*packed)
+    found = get(call.backend).backward(call.problem, call.inputs, Forward(output, lse, []), grad_output, grad_lse)
+    grads = (found.query, found.key, found.value, found.bias, found.sinks)
+    return [grad for grad in grads if grad is not None]
+
+
+def _backward_fake(*arguments: Any) -> list[Tensor]:
+    return [torch.empty_like(x) for x in arguments[:5] if x is not None]
+
+
+class _Derivative(torch.autograd.Function):
+    """Connects the two operations. Only the output and the lse have a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        with _AutoDispatchBelowAutograd():
+            output, lse, *results = torch.ops.saccade.forward.default(*arguments)
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        ctx.save_for_backward(output, lse, *tensors, *arguments[8])
+        ctx.template = tuple(None if isinstance(x, Tensor) else x for x in arguments)
+        ctx.is_tensor = tuple(isinstance(x, Tensor) for x in arguments)
+        ctx.mark_non_differentiable(*results)
+        return output, lse, *results
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        output, lse, *saved = ctx.saved_tensors
+        tensors = iter(saved)
+        arguments = [next(tensors) if t else x for t, x in zip(ctx.is_tensor, ctx.template, strict=True)]
+        arguments[8] = list(tensors)
+        grads = iter(torch.ops.saccade.backward.default(*arguments, output, lse, grad_output, grad_lse))
+        first = [None if x is None else next(grads) for x in arguments[:5]]
+        return *first, *(None for _ in arguments[5:])
+
+
+def _forward_autograd(*arguments: Any) -> list[Tensor]:
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments[:5]):
+        return list(_Derivative.apply(*arguments))  # type: ignore[no-untyped-call]
+    with _AutoDispatchBelowAutograd():
+        return list(torch.ops.saccade.forward.default(*arguments))
+
+
+_library.impl("forward", _forward, "CompositeExplicitAutograd")
+_library.impl("backward", _backward, "CompositeExplicitAutograd")
+_library.impl("forward", _forward_autograd, "Autograd")
+torch.library.register_fake("saccade::forward", _forward_fake, lib=_library)
+torch.library.register_fake("saccade::backward", _backward_fake, lib=_library)
+
+
+def call(backend: Backend, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic]) -> Forward:
+    """Run the operation; the lse is computed only for a statistic or a gradient."""
+    bias = None if problem.bias is None else problem.bias.values
+    leaves = [inputs.query, inputs.key, inputs.value, bias, problem.sinks]
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
+    call = Call(inputs, problem, statistics, differentiable or bool(statistics), backend.name)
+    output, lse, *rest = torch.ops.saccade.forward.default(*call.pack())
+    tensors = iter(rest)
+    results: list[Tensors] = [tuple(next(tensors) for _ in range(s.tensors)) for s in statistics]
+    return Forward(output, lse, results)

@@ -1,0 +1,281 @@
+"""The command line: reads arguments, calls the library, turns its errors into messages.
+
+Commands import what they need when they run, so that ``--help`` and ``--version`` answer at once.
+Exit codes: 0 done, 2 the request cannot be served as it stands (the message says why), 130
+interrupted, 141 whoever read our output left.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saccade import errors
+from saccade._version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from saccade.views import AttentionView
+
+BAD_REQUEST, INTERRUPTED, READER_LEFT = 2, 130, 141
+ENDINGS = (".png", ".svg", ".json", ".csv")
+MEAN = "mean"
+
+EXAMPLES = """Examples:
+
+  saccade show "He left the roses by the bank."
+
+  saccade show "He left the roses by the bank." --token bank
+
+  saccade show --file poem.txt --layer 1 --head 4 --out head.png
+
+  echo "Some text" | saccade show --model gpt2 --out weights.csv
+
+  saccade doctor
+"""
+
+app = typer.Typer(
+    name="saccade",
+    help="Attention for PyTorch that can say where every token looked.",
+    epilog=EXAMPLES.replace("\n\n", "\n\n\b\n", 1),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character gets a question mark
+            stream.reconfigure(errors="replace")
+    with reported():
+        app(prog_name="saccade")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what can go wrong into a message on stderr and an exit code; anything else is a bug and may be seen."""
+    try:
+        yield
+        sys.stdout.flush()
+    except errors.SaccadeError as error:
+        sys.stderr.write(f"saccade: {error}\n")
+        sys.exit(BAD_REQUEST)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(READER_LEFT)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A function as a command whose errors are reported, also where it is called without `main`."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with reported():
+            function(*args, **kwargs)
+
+    return run
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"saccade {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    del version
+
+
+# ---------------------------------------------------------------------------------------- show
+
+
+@app.command(epilog=EXAMPLES)
+@command
+def show(
+    text: Annotated[
+        str | None,
+        typer.Argument(help="What to read; - or nothing: standard input.", show_default=False),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file (UTF-8).")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A hub name or a folder. Default: the small pretrained model."),
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="A layer's number, from 0, or mean.")] = None,
+    head: Annotated[str | None, typer.Option(help="A head's number, from 0, or mean.")] = None,
+    words: Annotated[bool, typer.Option("--words/--tokens", help="Merge subwords into words, or not.")] = True,
+    token: Annotated[
+        str | None,
+        typer.Option(help="One word's view; WORD:2 is the second such word.", metavar="WORD"),
+    ] = None,
+    special: Annotated[
+        bool,
+        typer.Option("--special/--no-special", help="Show tokens such as [CLS], or only their share."),
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a file: .png, .svg, .json or .csv.")] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut a text that is too long for the model.")] = False,
+) -> None:
+    """Show where a model looked in a text."""
+    _check_ending(out)
+    chosen = _number("layer", layer), _number("head", head)
+    said = _read(text, file)
+    view = _look(said, model, "words" if words else "tokens", truncate=truncate).select(*chosen)
+    view = view if special else view.without_special()
+    focus = None if token is None else view.find(token)
+    if out is None:
+        _print(view, focus)
+    else:
+        _write(view, out, focus)
+
+
+def _check_ending(out: Path | None) -> None:
+    """Refuse a file that could not be written, before anything slow is done for it."""
+    if out is None:
+        return
+    if out.suffix.lower() not in ENDINGS:
+        raise errors.ArgumentError(f"--out {out}: the ending says the format; expected one of {', '.join(ENDINGS)}")
+    from saccade.views.files import check_writable
+
+    check_writable(out)
+
+
+def _number(what: str, value: str | None) -> int | str | None:
+    if value is None or value == MEAN:
+        return value
+    if not value.isdecimal():
+        raise errors.ArgumentError(f"--{what} {value}: expected a number from 0, or {MEAN}")
+    return int(value)
+
+
+def _read(text: str | None, file: Path | None) -> str:
+    """The text from the argument, the file, or standard input."""
+    if text not in {None, "-"} and file is not None:
+        raise errors.ArgumentError("expected a text or --file, not both")
+    said = _decoded(*_bytes(text, file))
+    if not said.strip():
+        raise errors.ArgumentError("the text is empty; expected at least one word")
+    return said.strip()
+
+
+def _bytes(text: str | None, file: Path | None) -> tuple[bytes, str]:
+    """The text as bytes, and where it came from."""
+    if file is not None:
+        try:
+            return file.read_bytes(), str(file)
+        except OSError as error:
+            raise errors.ArgumentError(f"--file {file}: {error.strerror}") from error
+    if text not in {None, "-"}:
+        return os.fsencode(text or ""), "the text"
+    if sys.stdin.isatty() and text is None:
+        raise errors.ArgumentError('there is no text: saccade show "some words", --file FILE, or pipe it in')
+    return sys.stdin.buffer.read(), "standard input"
+
+
+def _decoded(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise errors.ArgumentError(
+            f"{source} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}"
+        ) from error
+
+
+def _look(text: str, model: str | None, kind: str, *, truncate: bool) -> AttentionView:
+    with _progress("reading the model"):
+        from saccade.adapters import pretrained
+
+        loaded = pretrained.load(model)
+    with _progress("looking"), pretrained.quiet():
+        from saccade.views import look
+
+        return look(loaded, text, kind=kind, truncate=truncate)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Say on a terminal what takes so long; nothing remains of it."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} …"):
+        yield
+
+
+def _print(view: AttentionView, focus: int | None) -> None:
+    from saccade.views import terminal
+
+    console = _console()
+    if focus is None:
+        terminal.render(console, view)
+    else:
+        terminal.render_word(console, view, focus)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    class Quiet(Console):
+        """Rich would exit with 1 by itself when its reader leaves."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Quiet(soft_wrap=False, highlight=False, emoji=False, markup=False)
+
+
+def _write(view: AttentionView, out: Path, focus: int | None) -> None:
+    from saccade.views import export, picture
+
+    ending = out.suffix.lower()
+    remarks: list[str] = []
+    with _progress(f"writing {out}"):
+        if ending in {".png", ".svg"}:
+            remarks = picture.write_picture(view, out, focus)
+        else:
+            (export.write_json if ending == ".json" else export.write_csv)(view, out, focus)
+            if export.detail(view) == "statistics":
+                remarks = ["a long text: statistics and heaviest keys of each head; --layer and --head for all weights"]
+    typer.echo(f"wrote {out}")
+    for remark in remarks:
+        typer.echo(f"saccade: {remark}", err=True)
+
+
+# ---------------------------------------------------------------------------------------- doctor
+
+
+@app.command()
+@command
+def doctor() -> None:
+    """Say what is installed, what is missing, and which backend computes attention, and why."""
+    from saccade.views import diagnosis
+
+    for title, lines in diagnosis.examine().items():
+        typer.echo(title)
+        for name, value in lines:
+            typer.echo(f"  {name:<14}{value}")
+
+
+if __name__ == "__main__":
+    main()

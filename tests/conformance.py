@@ -1,0 +1,418 @@
+"""The suite that every backend passes: its results beside the float64 oracle.
+
+The bar is PyTorch's own error: in a dtype, a backend may be off from float64 by twice what the plain PyTorch formula in
+that dtype is off (three times for gradients). The oracle itself, `reference` in float64, is held to closed forms in
+`backends/test_reference.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+import saccade
+from saccade import masks, scores, statistics
+from saccade.functional import check_inputs, make_problem
+from saccade.masks import Lengths, Mask
+from saccade.scores import Bias
+from saccade.statistics import Report, Statistic
+
+# What rounding of the last bit alone may add to any comparison, for results of size 1.
+FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of one problem."""
+
+    batch: int
+    heads: int
+    key_heads: int
+    queries: int
+    keys: int
+    width: int
+    value_width: int
+
+    def __str__(self) -> str:
+        return "x".join(str(getattr(self, name)) for name in self.__dataclass_fields__)
+
+    @property
+    def lengths(self) -> Lengths:
+        return Lengths(self.batch, self.heads, self.queries, self.keys)
+
+    @property
+    def offset(self) -> int:
+        """The last query stands at the last key."""
+        return self.keys - self.queries
+
+
+# Shapes that hurt: single, empty, one row past a block of 256 and of 64, more queries than keys, odd widths, groups.
+SHAPES = [
+    Shape(1, 1, 1, 1, 1, 1, 1),
+    Shape(1, 1, 1, 1, 40, 3, 5),
+    Shape(2, 2, 2, 0, 5, 4, 4),
+    Shape(2, 2, 2, 5, 0, 4, 4),
+    Shape(1, 2, 1, 257, 257, 59, 59),
+    Shape(2, 4, 2, 65, 130, 16, 7),
+    Shape(1, 6, 2, 130, 33, 8, 24),
+    Shape(3, 2, 2, 3, 3, 111, 1),
+]
+
+
+def _sparse(shape: Shape) -> Mask:
+    generator = torch.Generator().manual_seed(1)
+    blocks = -(-shape.keys // 16)
+    rows = -(-shape.queries // 16)
+    indices = torch.randint(-1, max(blocks, 1), (shape.heads, rows, 3), generator=generator)
+    return masks.blocks(indices if blocks else indices.fill_(-1), 16)
+
+
+def _noise(shape: Shape) -> Mask:
+    generator = torch.Generator().manual_seed(2)
+    size = (shape.batch, shape.heads, shape.queries, shape.keys)
+    return masks.dense(torch.rand(size, generator=generator) < 0.5)
+
+
+def _documents(shape: Shape) -> Mask:
+    return masks.documents(torch.arange(shape.queries) // 7 % 3, key_ids=torch.arange(shape.keys) // 5 % 4 - 1)
+
+
+def _padding(shape: Shape) -> Mask:
+    lengths = torch.arange(shape.batch) * 7 % (shape.keys + 1)
+    return masks.padding(lengths) & masks.causal(shape.offset)
+
+
+MASKS: dict[str, Callable[[Shape], Mask | None]] = {
+    "none": lambda _: None,
+    "causal": lambda s: masks.causal(s.offset),
+    "causal-from-first": lambda _: masks.causal(0),
+    "window": lambda s: masks.window(9, 4, offset=s.offset),
+    "window-by-head": lambda s: masks.window(torch.arange(s.heads) * 5, offset=s.offset),
+    "sinks-and-window": lambda s: (masks.window(20, offset=s.offset) | masks.prefix(4)) & masks.causal(s.offset),
+    "padding": _padding,
+    "documents": _documents,
+    "chunked": lambda s: masks.chunked(8, offset=s.offset) & masks.causal(s.offset),
+    "blocks": _sparse,
+    "dense": _noise,
+    "not": lambda s: ~masks.window(9, 9, offset=s.offset),
+    "nothing": lambda _: masks.prefix(0),
+}
+
+
+def _dense_bias(shape: Shape) -> Tensor:
+    return torch.randn(1, shape.heads, shape.queries, shape.keys)
+
+
+BIASES: dict[str, Callable[[Shape], Tensor | Bias | None]] = {
+    "none": lambda _: None,
+    "dense": _dense_bias,
+    "by-key": lambda s: torch.randn(s.batch, 1, 1, s.keys),
+    "alibi": lambda s: scores.ALiBi(scores.alibi_slopes(s.heads), s.offset),
+    "relative": lambda s: scores.RelativeBias(torch.randn(s.heads, 9), -4, s.offset),
+}
+
+
+@dataclass
+class Case:
+    """One problem with its tensors, in float64; `to` gives it in another dtype."""
+
+    shape: Shape
+    mask: Mask | None = None
+    bias: Tensor | Bias | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    dtype: torch.dtype = torch.float64
+    tensors: tuple[Tensor, Tensor, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        s = self.shape
+        self.tensors = (
+            torch.randn(s.batch, s.heads, s.queries, s.width),
+            torch.randn(s.batch, s.key_heads, s.keys, s.width),
+            torch.randn(s.batch, s.key_heads, s.keys, s.value_width),
+        )
+
+    def leaves(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Every differentiable tensor, rounded to the case's dtype, then held in `dtype`."""
+        values = self.bias.values if isinstance(self.bias, Bias) else self.bias
+        named = dict(zip(("query", "key", "value"), self.tensors, strict=True))
+        named |= {} if values is None else {"bias": values}
+        named |= {} if self.sinks is None else {"sinks": self.sinks}
+        return {name: x.to(self.dtype).to(dtype).requires_grad_() for name, x in named.items()}
+
+    def options(self, leaves: dict[str, Tensor]) -> dict[str, object]:
+        """The keyword arguments of `attention`."""
+        bias: Tensor | Bias | None = leaves.get("bias")
+        if isinstance(self.bias, Bias) and bias is not None:
+            bias = scores.decode_bias(self.bias.kind, leaves["bias"], self.bias.numbers())
+        return {
+            "mask": self.mask,
+            "bias": bias,
+            "softcap": self.softcap,
+            "sinks": leaves.get("sinks"),
+        }
+
+    def attend(
+        self, backend: str, dtype: torch.dtype, asked: list[Statistic]
+    ) -> tuple[Tensor, Report, dict[str, Tensor]]:
+        """Output, report and gradients of a fixed random projection of output and lse."""
+        leaves = self.leaves(dtype)
+        inputs = (leaves["query"], leaves["key"], leaves["value"])
+        output, report = saccade.attention(*inputs, **self.options(leaves), statistics=asked, backend=backend)
+        return output, report, _gradients(output, report.lse, leaves)
+
+    def plain(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What PyTorch's own operations give in the case's dtype: output, lse, gradients."""
+        leaves = self.leaves(self.dtype)
+        inputs = check_inputs(leaves["query"], leaves["key"], leaves["value"])
+        problem = make_problem(inputs, scale=None, **self.options(leaves))
+        query, key, value = (
+            leaves["query"],
+            *(leaves[name].repeat_interleave(inputs.group, 1) for name in ("key", "value")),
+        )
+        s = problem.scale * (query @ key.mT)
+        if problem.softcap is not None:
+            s = problem.softcap * torch.tanh(s / problem.softcap)
+        if problem.bias is not None:
+            area = scores.Area(*(slice(0, n) for n in (self.shape.batch, *s.shape[1:])))
+            s = s + problem.bias.tile(area)
+        if problem.mask is not None:
+            s = s.masked_fill(~problem.mask.to_dense(self.shape.lengths), -torch.inf)
+        logits = s
+        if problem.sinks is not None:
+            column = problem.sinks[..., None, None].to(s.dtype)
+            logits = torch.cat([s, column.expand(*s.shape[:-1], 1)], -1)
+        blind = (logits == -torch.inf).all(-1)
+        logits = logits.masked_fill(blind[..., None], 0.0)
+        a = torch.softmax(logits, -1)[..., : s.shape[-1]].masked_fill(blind[..., None], 0.0)
+        lse = torch.logsumexp(logits, -1).masked_fill(blind, -torch.inf)
+        output = a @ value
+        return output, lse, _gradients(output, lse, leaves)
+
+
+def _gradients(output: Tensor, lse: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(output.shape, generator=generator).to(output)
+    lse_weights = torch.randn(lse.shape, generator=generator).to(lse)
+    loss = (output * weights).sum() + (lse.masked_fill(lse == -torch.inf, 0.0) * lse_weights).sum()
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+    }
+
+
+def everything(shape: Shape) -> list[Statistic]:
+    """One of each statistic."""
+    return [
+        statistics.LogSumExp(),
+        statistics.Entropy(),
+        statistics.MaxWeight(),
+        statistics.TopKeys(5),
+        statistics.Distance(shape.offset),
+        statistics.Mass(torch.arange(shape.keys) % 3 - 1, 2),
+        statistics.Received(),
+        statistics.Map((7, 5)),
+    ]
+
+
+def error(ours: Tensor, exact: Tensor) -> float:
+    """The largest absolute difference; infinities and NaN must stand at the same places."""
+    assert ours.shape == exact.shape
+    ours, exact = ours.detach().double(), exact.detach().double()
+    for special in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(special(ours), special(exact)), f"{special.__name__} differs"
+    difference = (ours - exact)[exact.isfinite()]
+    return float(difference.abs().max()) if difference.numel() else 0.0
+
+
+def assert_close(ours: Tensor, exact: Tensor, allowed: float, what: str) -> None:
+    found = error(ours, exact)
+    assert found <= allowed, f"{what}: off by {found:.3g}; allowed {allowed:.3g}"
+
+
+def assert_reports_agree(ours: Report, exact: Report, allowed: float) -> None:
+    """All statistics; top keys by their weights, and by index wherever the weights tell keys apart."""
+    assert set(ours) == set(exact)
+    for name in exact:
+        if name != "top_keys":
+            size = max(1.0, _size(exact[name]))
+            assert_close(ours[name], exact[name], allowed * size, name)
+            continue
+        assert_close(ours.top_keys.weights, exact.top_keys.weights, allowed, name)
+        weights = exact.top_keys.weights
+        gaps = (weights[..., :-1] - weights[..., 1:]) > 10 * allowed
+        apart = torch.ones_like(weights, dtype=torch.bool)
+        apart[..., 1:] &= gaps
+        apart[..., :-1] &= gaps
+        apart &= weights > 10 * allowed
+        # The last one may tie with a key that is not listed.
+        apart[..., -1] = False
+        assert torch.equal(ours.top_keys.indices[apart], exact.top_keys.indices[apart])
+
+
+def _size(x: Tensor) -> float:
+    finite = x.detach()[x.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+class Conformance:
+    """Subclass with a backend's name; pytest collects the subclass."""
+
+    backend: str
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+
+    def check(self, case: Case, asked: list[Statistic] | None = None) -> None:
+        """The error protocol for one case."""
+        asked = everything(case.shape) if asked is None else asked
+        exact, exact_report, exact_grads = case.attend("reference", torch.float64, asked)
+        plain, plain_lse, plain_grads = case.plain()
+        ours, report, grads = case.attend(self.backend, case.dtype, asked)
+        floor = FLOOR[case.dtype]
+        assert ours.dtype == case.dtype
+        bar = max(2 * error(plain, exact), floor * max(1.0, _size(exact)))
+        assert_close(ours, exact, bar, "output")
+        lse_bar = max(2 * error(plain_lse, exact_report.lse), FLOOR[torch.float32] * 10)
+        assert_close(report.lse, exact_report.lse, lse_bar, "lse")
+        assert_reports_agree(report, exact_report, 1e-5)
+        for name, grad in exact_grads.items():
+            bar = max(3 * error(plain_grads[name], grad), floor * max(1.0, _size(grad)))
+            assert_close(grads[name], grad, bar, f"gradient of {name}")
+
+    @pytest.fixture(autouse=True)
+    def _seed(self) -> None:
+        torch.manual_seed(0)
+
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    @pytest.mark.parametrize("mask", MASKS)
+    def test_masks(self, mask: str, shape: Shape) -> None:
+        for dtype in self.dtypes:
+            self.check(Case(shape, MASKS[mask](shape), dtype=dtype))
+
+    @pytest.mark.parametrize("shape", SHAPES[1:7], ids=str)
+    @pytest.mark.parametrize("bias", BIASES)
+    @pytest.mark.parametrize("mask", ["none", "causal", "sinks-and-window", "dense"])
+    def test_scores(self, mask: str, bias: str, shape: Shape) -> None:
+        for softcap, sinks in ((None, torch.randn(shape.heads)), (2.0, None)):
+            case = Case(shape, MASKS[mask](shape), BIASES[bias](shape), softcap, sinks)
+            case.dtype = self.dtypes[0]
+            self.check(case)
+
+    def test_sinks_by_batch(self) -> None:
+        shape = Shape(2, 2, 1, 9, 9, 4, 4)
+        self.check(Case(shape, masks.causal(), sinks=torch.randn(2, 2), dtype=self.dtypes[0]))
+
+    def test_groups_of_queries_and_keys_by_batch(self) -> None:
+        shape = Shape(2, 2, 1, 70, 90, 4, 4)
+        asked = [
+            statistics.LogSumExp(),
+            statistics.Mass(torch.randint(-1, 4, (2, 90)), 4),
+            statistics.Received(torch.randint(-1, 3, (2, 70)), 3),
+            statistics.Map((11, 13), "max"),
+        ]
+        self.check(Case(shape, masks.causal(20), dtype=self.dtypes[0]), asked)
+
+    @pytest.mark.parametrize("reduce", ["mean", "max", "sum"])
+    @pytest.mark.parametrize("cells", [1, 7, (300, 3), (5, 100)])
+    def test_maps(self, cells: int | tuple[int, int], reduce: str) -> None:
+        shape = Shape(1, 2, 2, 257, 70, 4, 4)
+        asked = [statistics.LogSumExp(), statistics.Map(cells, reduce)]
+        self.check(Case(shape, MASKS["sinks-and-window"](shape), dtype=self.dtypes[0]), asked)
+
+    def test_strides(self) -> None:
+        """(B, N, H, D) seen as (B, H, N, D), every other row, an unaligned start."""
+        dtype = self.dtypes[0]
+        base = torch.randn(2, 40, 3, 17, dtype=torch.float64).to(dtype)
+        parts = (base[..., 1:9], base[:, ::2, :, 3:11], base[:, ::2, :, 9:])
+        query, key, value = (x.transpose(1, 2) for x in parts)
+        assert not any(x.is_contiguous() for x in (query, key, value))
+        ours = saccade.attention(query, key, value, mask=masks.causal(0), backend=self.backend)
+        exact = saccade.attention(*(x.double() for x in (query, key, value)), mask=masks.causal(0), backend="reference")
+        assert_close(ours, exact, 2 * FLOOR[dtype], "output")
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("where", ["query", "key", "value"])
+    @pytest.mark.parametrize("mask", ["none", "causal", "sinks-and-window", "dense", "not"])
+    def test_not_finite(self, mask: str, where: str, bad: float) -> None:
+        """NaN comes out exactly where what is not finite is seen, for output, lse and statistics."""
+        shape = Shape(2, 2, 1, 70, 70, 4, 4)
+        dtype = self.dtypes[0]
+        case = Case(shape, MASKS[mask](shape))
+        leaves = {name: x.detach() for name, x in case.leaves(torch.float64).items()}
+        leaves[where][1, 0, 33, 2] = bad
+        results = [
+            saccade.attention(
+                *(leaves[name].to(kind) for name in ("query", "key", "value")),
+                mask=case.mask,
+                statistics=everything(shape),
+                backend=backend,
+            )
+            for backend, kind in (("reference", torch.float64), (self.backend, dtype))
+        ]
+        (exact, exact_report), (ours, report) = results
+        assert exact.isnan().any()
+        assert not exact.isnan().all()
+        assert_close(ours, exact, 2 * FLOOR[dtype], "output")
+        assert_reports_agree(report, exact_report, 1e-5)
+
+    def test_large_scores(self) -> None:
+        """Scores far beyond the range of exp, some rows all very negative."""
+        shape = Shape(1, 2, 2, 70, 70, 16, 16)
+        case = Case(shape, masks.causal(), dtype=self.dtypes[0])
+        query, key, value = case.tensors
+        case.tensors = (query * 40, key * 40, value)
+        self.check(case)
+
+    def test_masks_of_very_negative_floats(self) -> None:
+        """A bias of -3.4e38 hides as long as something else is visible, and -inf hides always."""
+        shape = Shape(1, 1, 1, 8, 8, 4, 4)
+        lowest = torch.finfo(torch.float32).min
+        bias = torch.zeros(1, 1, 8, 8).masked_fill_(~torch.ones(8, 8).tril().bool(), lowest)
+        case = Case(shape, dtype=self.dtypes[0])
+        leaves = {name: x.detach().to(case.dtype) for name, x in case.leaves(torch.float64).items()}
+        inputs = (leaves["query"], leaves["key"], leaves["value"])
+        for fill in (bias, bias.masked_fill(bias < 0, -torch.inf)):
+            ours = saccade.attention(*inputs, bias=fill, backend=self.backend)
+            causal = saccade.attention(*inputs, mask=masks.causal(), backend=self.backend)
+            assert_close(ours, causal, FLOOR[case.dtype], "output")
+
+    def test_same_bits_each_time(self) -> None:
+        case = Case(Shape(1, 4, 2, 130, 130, 16, 16), masks.causal(), dtype=self.dtypes[0])
+        first = case.attend(self.backend, case.dtype, everything(case.shape))
+        for _ in range(3):
+            again = case.attend(self.backend, case.dtype, everything(case.shape))
+            assert torch.equal(again[0], first[0])
+            assert all(torch.equal(again[2][name], first[2][name]) for name in first[2])
+
+    def test_gradcheck(self) -> None:
+        shape = Shape(1, 2, 1, 3, 5, 3, 2)
+        leaves = Case(shape, bias=torch.randn(1, 2, 3, 5), sinks=torch.randn(2)).leaves(torch.float64)
+
+        def run(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+            output, report = saccade.attention(
+                query,
+                key,
+                value,
+                mask=masks.causal(1),
+                bias=bias,
+                sinks=sinks,
+                softcap=3.0,
+                statistics=[statistics.LogSumExp()],
+                backend=self.backend,
+            )
+            return output, report.lse
+
+        assert torch.autograd.gradcheck(run, tuple(leaves.values()))
+
+    def test_gradcheck_of_slopes(self) -> None:
+        leaves = Case(Shape(1, 2, 2, 4, 4, 3, 2)).leaves(torch.float64)
+        slopes = torch.rand(2, dtype=torch.float64, requires_grad=True)
+
+        def run(slopes: Tensor) -> Tensor:
+            return saccade.attention(**leaves, bias=scores.ALiBi(slopes), backend=self.backend)
+
+        assert torch.autograd.gradcheck(run, (slopes,))

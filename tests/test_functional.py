@@ -1,0 +1,189 @@
+"""The public boundary: what is refused and how, the choice of a backend, autograd and torch.compile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import saccade
+from saccade import masks, scores, statistics
+from saccade.backends import choose, operation
+from saccade.errors import BackendError, DeviceError, DtypeError, MaskError, SaccadeError, ShapeError
+from saccade.functional import check_inputs, make_problem
+
+
+def tensors(heads=4, key_heads=2, queries=5, keys=7, width=8):
+    torch.manual_seed(0)
+    return (
+        torch.randn(2, heads, queries, width),
+        torch.randn(2, key_heads, keys, width),
+        torch.randn(2, key_heads, keys, width),
+    )
+
+
+Q, K, V = tensors()
+
+BAD = {
+    "three dimensions": (lambda: saccade.attention(Q[0], K[0], V[0]), ShapeError, "4 dimensions"),
+    "no tensor": (lambda: saccade.attention([1.0], K, V), SaccadeError, "query is list"),
+    "heads that do not divide": (
+        lambda: saccade.attention(*tensors(8, 3)),
+        ShapeError,
+        "key has 3 heads; query has 8: 8 must be a multiple of 3",
+    ),
+    "widths that differ": (lambda: saccade.attention(Q[..., :4], K, V), ShapeError, "last dimension must match"),
+    "batches that differ": (lambda: saccade.attention(Q[:1], K, V), ShapeError, "batch"),
+    "value of other length": (lambda: saccade.attention(Q, K, V[:, :, :3]), ShapeError, "value has shape"),
+    "no width": (lambda: saccade.attention(Q[..., :0], K[..., :0], V), ShapeError, "at least 1"),
+    "mixed dtypes": (lambda: saccade.attention(Q, K.double(), V), DtypeError, "share one dtype"),
+    "integers": (lambda: saccade.attention(Q.long(), K.long(), V.long()), DtypeError, "torch.int64"),
+    "mixed devices": (lambda: saccade.attention(Q, K.to("meta"), V), DeviceError, "meta"),
+    "bare causal": (lambda: saccade.attention(Q, K, V, mask=masks.causal()), MaskError, "offset=2"),
+    "mask of floats": (lambda: saccade.attention(Q, K, V, mask=torch.zeros(5, 7)), MaskError, "bias="),
+    "mask of other length": (
+        lambda: saccade.attention(Q, K, V, mask=torch.ones(5, 6).bool()),
+        MaskError,
+        "6 columns",
+    ),
+    "mask by name": (lambda: saccade.attention(Q, K, V, mask="causal"), MaskError, "str"),
+    "bias of other length": (lambda: saccade.attention(Q, K, V, bias=torch.zeros(5, 6)), ShapeError, "broadcasts"),
+    "bias of booleans": (lambda: saccade.attention(Q, K, V, bias=torch.ones(5, 7).bool()), DtypeError, "mask="),
+    "bias of a number": (lambda: saccade.attention(Q, K, V, bias=3.0), SaccadeError, "float"),
+    "slopes of other heads": (
+        lambda: saccade.attention(Q, K, V, bias=scores.ALiBi(torch.ones(3), 0)),
+        ShapeError,
+        "ALiBi",
+    ),
+    "slopes without offset": (
+        lambda: saccade.attention(Q, K, V, bias=scores.ALiBi(torch.ones(4))),
+        ShapeError,
+        "offset=",
+    ),
+    "sinks of other heads": (lambda: saccade.attention(Q, K, V, sinks=torch.ones(3)), ShapeError, "sinks"),
+    "softcap of zero": (lambda: saccade.attention(Q, K, V, softcap=0.0), SaccadeError, "softcap = 0.0"),
+    "scale of infinity": (lambda: saccade.attention(Q, K, V, scale=torch.inf), SaccadeError, "scale = inf"),
+    "unknown backend": (lambda: saccade.attention(Q, K, V, backend="fast"), BackendError, "tiled, reference"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, kind, message = BAD[name]
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_errors_are_value_errors():
+    with pytest.raises(ValueError, match="multiple of 3"):
+        saccade.attention(*tensors(8, 3))
+
+
+def test_a_boolean_tensor_is_a_mask():
+    visible = torch.rand(2, 4, 5, 7) < 0.5
+    torch.testing.assert_close(
+        saccade.attention(Q, K, V, mask=visible), saccade.attention(Q, K, V, mask=masks.dense(visible))
+    )
+
+
+def test_choice_comes_with_a_reason():
+    inputs = check_inputs(Q, K, V)
+    problem = make_problem(inputs, mask=None, scale=None, softcap=None, bias=None, sinks=None)
+    backend, reason = choose(problem, inputs)
+    assert backend.name == "tiled"
+    assert reason
+    assert choose(problem, inputs, "reference")[1] == "asked for by name"
+
+
+def arguments(**options):
+    """The operation's arguments for one call."""
+    inputs = check_inputs(*(x.detach().requires_grad_() for x in tensors()))
+    settings = {"mask": None, "scale": None, "softcap": None, "bias": None, "sinks": None} | options
+    problem = make_problem(inputs, **settings)
+    asked = statistics.check_all(
+        [
+            statistics.LogSumExp(),
+            statistics.TopKeys(2),
+            statistics.Received(torch.arange(5) % 2),
+            statistics.Mass(torch.arange(7) % 3),
+            statistics.Map((3, 2), "max"),
+            statistics.Distance(2),
+        ],
+        inputs.lengths,
+    )
+    return operation.Call(inputs, problem, asked, want_lse=True, backend="tiled").pack()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mask": masks.causal(2), "bias": torch.randn(4, 5, 7), "softcap": 2.0},
+        {"mask": masks.dense(torch.rand(5, 7) < 0.5), "sinks": torch.randn(4)},
+        {"bias": scores.RelativeBias(torch.randn(4, 3), -1, 2)},
+    ],
+    ids=["plain", "causal", "dense", "relative"],
+)
+def test_opcheck(options):
+    torch.library.opcheck(torch.ops.saccade.forward.default, arguments(**options))
+
+
+def run_alone(code):
+    """Run code in a fresh interpreter, without the test run's type checks."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_compiles_in_one_graph():
+    assert run_alone("""
+        import torch, saccade
+        from saccade import masks, statistics
+
+        def run(x):
+            output, report = saccade.attention(
+                x * 2, x, x, mask=(masks.window(5) | masks.prefix(2)) & masks.causal(),
+                statistics=[statistics.Entropy(), statistics.LogSumExp(), statistics.TopKeys(3)],
+            )
+            return output.sum() + report.lse.sum(), report.entropy
+
+        torch.manual_seed(0)
+        x = torch.randn(1, 4, 40, 8, requires_grad=True)
+        results = []
+        for f in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+            x.grad = None
+            loss, entropy = f(x)
+            loss.backward()
+            results.append((loss.detach(), entropy, x.grad.clone()))
+        for eager, compiled in zip(*results):
+            torch.testing.assert_close(eager, compiled)
+        print("agrees")
+    """) == "agrees"
+
+
+def test_import_is_light():
+    """`import saccade` loads no optional package, and none of the command line's."""
+    heavy = ["transformers", "triton", "zarr", "starlette", "typer", "rich", "matplotlib", "pandas", "torch._dynamo"]
+    found = run_alone(f"""
+        import torch, sys
+        before = set(sys.modules)
+        import saccade
+        print([name for name in {heavy!r} if name in set(sys.modules) - before])
+    """)
+    assert found == "[]"
+
+
+def test_public_names():
+    assert set(saccade.__all__) <= set(dir(saccade))
+    assert all(getattr(saccade, name) is not None for name in saccade.__all__)
+
+
+def test_signatures_are_executed():
+    """The test run checks the backends' shape annotations: a value of two dimensions is no value."""
+    with pytest.raises(Exception, match=r"(?i)type|hint"):
+        saccade.backends.Inputs(Q, K, V[0, 0])
