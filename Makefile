@@ -29,8 +29,9 @@ check: $(READY) ## format, lint, types, import layers
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo
 
-bench: $(READY) ## time attention against its peers
-	@$(PYTHON_IN_VENV) benchmarks/attention.py
+bench: $(READY) ## time attention against its peers, compare models with eager; writes docs/benchmarks
+	@$(PYTHON_IN_VENV) benchmarks/attention.py --write
+	@$(PYTHON_IN_VENV) benchmarks/agreement.py --write
 
 clean: ## delete caches and build results (.venv stays; delete it by hand to start over)
 	@rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

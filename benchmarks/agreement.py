@@ -1,5 +1,7 @@
 """How far each architecture's output through Saccade is from eager's, and SDPA's for comparison.
 
+    python benchmarks/agreement.py [--write]
+
 Tiny random models, float32, the largest absolute difference on valid positions.
 """
 
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from harness import conditions, table
+from harness import conditions, publish, table
 
 from saccade.adapters.huggingface import attach
 
@@ -41,8 +43,12 @@ def main() -> None:
         ours, theirs = errors(architecture, case)
         sdpa = "not supported" if theirs is None else f"{theirs:.1e}"
         rows.append([architecture.name, case, f"{ours:.1e}", sdpa])
-    print(f"transformers {transformers.__version__}, {conditions()}\n")
-    print(table(["architecture", "input", "Saccade", "SDPA"], rows))
+    what = (
+        "Tiny random models, float32: the largest absolute difference of the output from eager attention's, on valid "
+        f"positions. Conditions: transformers {transformers.__version__}, {conditions()}."
+    )
+    text = f"{what}\n\n{table(['architecture', 'input', 'Saccade', 'SDPA'], rows)}"
+    publish("agreement", "Agreement with eager attention", text, write="--write" in sys.argv)
 
 
 if __name__ == "__main__":

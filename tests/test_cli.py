@@ -121,6 +121,10 @@ def test_bad_input_is_one_message_and_exit_code_2(run, model, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_a_model_is_loaded(run):
+    assert "there is no folder" in run("show", TEXT, "-m", "./no-model-either", "-o", "/nowhere/x.png")[2]
+
+
 def test_input_that_is_not_utf8(run, tmp_path):
     (tmp_path / "x").write_bytes(b"gr\xfc\xdfe")
     assert run("show", "--file", tmp_path / "x")[::2] == (

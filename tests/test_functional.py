@@ -141,7 +141,8 @@ def run_alone(code):
 
 
 def test_compiles_in_one_graph():
-    assert run_alone("""
+    assert (
+        run_alone("""
         import torch, saccade
         from saccade import masks, statistics
 
@@ -163,7 +164,9 @@ def test_compiles_in_one_graph():
         for eager, compiled in zip(*results):
             torch.testing.assert_close(eager, compiled)
         print("agrees")
-    """) == "agrees"
+    """)
+        == "agrees"
+    )
 
 
 def test_import_is_light():

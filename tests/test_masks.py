@@ -13,7 +13,7 @@ from saccade.masks import Dense, Intervals, Lengths
 
 N = 23
 LENGTHS = Lengths(2, 3, N, N)
-I, J = torch.arange(N)[:, None], torch.arange(N)[None, :]
+QUERY, KEY = torch.arange(N)[:, None], torch.arange(N)[None, :]
 
 
 def dense(mask, lengths=LENGTHS):
@@ -41,24 +41,24 @@ def everywhere(visible):
 
 
 RULES = {
-    "causal": (masks.causal(), J <= I),
-    "causal, first sees none": (masks.causal(-1), J <= I - 1),
-    "window": (masks.window(4, 2), (J >= I - 4) & (J <= I + 2)),
-    "window, open to the left": (masks.window(None, 2), J <= I + 2),
-    "window, open to the right": (masks.window(0, None), J >= I),
-    "prefix": (masks.prefix(5), J < 5),
-    "prefix beyond the end": (masks.prefix(500), J >= 0),
-    "chunked": (masks.chunked(5), I // 5 == J // 5),
+    "causal": (masks.causal(), KEY <= QUERY),
+    "causal, first sees none": (masks.causal(-1), KEY <= QUERY - 1),
+    "window": (masks.window(4, 2), (KEY >= QUERY - 4) & (KEY <= QUERY + 2)),
+    "window, open to the left": (masks.window(None, 2), KEY <= QUERY + 2),
+    "window, open to the right": (masks.window(0, None), KEY >= QUERY),
+    "prefix": (masks.prefix(5), KEY < 5),
+    "prefix beyond the end": (masks.prefix(500), KEY >= 0),
+    "chunked": (masks.chunked(5), QUERY // 5 == KEY // 5),
     "documents": (
         masks.documents(torch.arange(N) // 4),
-        I // 4 == J // 4,
+        QUERY // 4 == KEY // 4,
     ),
-    "documents that come again": (masks.documents(torch.arange(N) // 4 % 2), I // 4 % 2 == J // 4 % 2),
+    "documents that come again": (masks.documents(torch.arange(N) // 4 % 2), QUERY // 4 % 2 == KEY // 4 % 2),
     "documents from boundaries": (
         masks.documents(cumulative_lengths=[0, 3, 3, N]),
-        (I < 3) == (J < 3),
+        (QUERY < 3) == (KEY < 3),
     ),
-    "tokens of no document": (masks.documents([-1] * 3 + [0] * (N - 3)), (I >= 3) & (J >= 3)),
+    "tokens of no document": (masks.documents([-1] * 3 + [0] * (N - 3)), (QUERY >= 3) & (KEY >= 3)),
 }
 
 
@@ -70,19 +70,19 @@ def test_rule(name):
 
 def test_window_by_head():
     reach = torch.tensor([0, 3, 30])
-    expected = (J >= I - reach[:, None, None]) & (J <= I)
+    expected = (QUERY - reach[:, None, None] <= KEY) & (KEY <= QUERY)
     assert torch.equal(dense(masks.window(reach)), expected.expand(2, 3, N, N))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_by_batch(side):
     lengths = torch.tensor([0, 7])[:, None, None, None]
-    expected = lengths > J if side == "right" else N - lengths <= J
+    expected = lengths > KEY if side == "right" else N - lengths <= KEY
     assert torch.equal(dense(masks.padding([0, 7], side=side)), expected.expand(2, 3, N, N))
 
 
 def test_prefix_by_batch():
-    expected = torch.tensor([2, 9])[:, None, None, None] > J
+    expected = torch.tensor([2, 9])[:, None, None, None] > KEY
     assert torch.equal(dense(masks.prefix(torch.tensor([2, 9]))), expected.expand(2, 3, N, N))
 
 
@@ -95,11 +95,11 @@ def test_blocks():
 
 
 def test_per_head_and_per_batch():
-    by_head = masks.per_head([masks.causal(), masks.prefix(3), masks.dense((I + J) % 2 == 0)])
-    expected = torch.stack([J <= I, (J < 3).expand(N, N), (I + J) % 2 == 0])
+    by_head = masks.per_head([masks.causal(), masks.prefix(3), masks.dense((QUERY + KEY) % 2 == 0)])
+    expected = torch.stack([KEY <= QUERY, (KEY < 3).expand(N, N), (QUERY + KEY) % 2 == 0])
     assert torch.equal(dense(by_head), expected.expand(2, 3, N, N))
     by_batch = masks.per_batch([masks.causal(), masks.causal() | masks.prefix(3)])
-    expected = torch.stack([J <= I, (J <= I) | (J < 3)])[:, None]
+    expected = torch.stack([KEY <= QUERY, (KEY <= QUERY) | (KEY < 3)])[:, None]
     assert torch.equal(dense(by_batch), expected.expand(2, 3, N, N))
 
 
@@ -109,7 +109,9 @@ def test_dense_of_few_runs_becomes_intervals_and_of_many_stays_dense():
     long = Lengths(1, 1, 3, 1000)
     checkered = (torch.arange(1000) % 2 == 0).expand(3, 1000)
     assert isinstance(masks.dense(checkered).resolve(long), Dense)
-    assert torch.equal(dense(masks.dense(checkered) & ~masks.prefix(7), long)[0, 0], checkered & (torch.arange(1000) >= 7))
+    assert torch.equal(
+        dense(masks.dense(checkered) & ~masks.prefix(7), long)[0, 0], checkered & (torch.arange(1000) >= 7)
+    )
 
 
 def test_from_predicate_in_strips():
@@ -157,9 +159,7 @@ def test_algebra_is_that_of_booleans(a, b, c):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-2, 14), st.integers(-2, 14)), max_size=7))
 def test_any_runs_become_canonical(runs):
-    starts, stops = (
-        torch.tensor([run[side] for run in runs] or [0]).expand(1, 1, 1, -1) for side in (0, 1)
-    )
+    starts, stops = (torch.tensor([run[side] for run in runs] or [0]).expand(1, 1, 1, -1) for side in (0, 1))
     intervals = Intervals.make(starts, stops, 12)
     assert_canonical(intervals)
     expected = [any(start <= j < stop for start, stop in runs) for j in range(12)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
+from conformance import assert_reports_agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import saccade
-from conformance import assert_reports_agree
 from saccade import masks, statistics
 from saccade.errors import ArgumentError, NotAskedError, ShapeError
 from saccade.statistics import merge_keys, merge_queries
@@ -39,7 +41,7 @@ def test_parts_of_the_keys_merge_to_the_whole(seed, cuts, spread):
     _, whole = saccade.attention(query, key, value, mask=masks.dense(visible), statistics=rows(groups))
     bounds = [0, *sorted(cuts), 12]
     parts, offsets = [], []
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         here = slice(start, stop)
         _, report = saccade.attention(
             query,

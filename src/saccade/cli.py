@@ -256,7 +256,8 @@ def _write(view: AttentionView, out: Path, focus: int | None) -> None:
         else:
             (export.write_json if ending == ".json" else export.write_csv)(view, out, focus)
             if export.detail(view) == "statistics":
-                remarks = ["a long text: statistics and heaviest keys of each head; --layer and --head for all weights"]
+                more = "; --layer and --head bring all weights of one head" if view.weights is not None else ""
+                remarks = [f"a long text: statistics and the heaviest keys of each query{more}"]
     typer.echo(f"wrote {out}")
     for remark in remarks:
         typer.echo(f"saccade: {remark}", err=True)

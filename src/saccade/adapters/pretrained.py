@@ -105,12 +105,18 @@ def load(name: str | None = None) -> Pretrained:
     """
     if find_spec("transformers") is None:
         raise MissingExtraError("transformers", "hf")
+    called, source, local = _find(name)  # before anything slow is imported
     with quiet():
-        if name is None or (name in DEFAULT_NAMES and packaged_folder() and not Path(name).exists()):
-            return _load(DEFAULT_MODEL, check_packaged(), local=True)
-        if _is_folder(name):
-            return _load(Path(name).resolve().name, _check_folder(Path(name)), local=True)
-        return _load(name, name, local=_ask_hub(name))
+        return _load(called, source, local=local)
+
+
+def _find(name: str | None) -> tuple[str, str | Path, bool]:
+    """What the model is called on screen, where it is, and whether that is on this machine."""
+    if name is None or (name in DEFAULT_NAMES and packaged_folder() and not Path(name).exists()):
+        return DEFAULT_MODEL, check_packaged(), True
+    if _is_folder(name):
+        return Path(name).resolve().name, _check_folder(Path(name)), True
+    return name, name, _ask_hub(name)
 
 
 def packaged_folder() -> Path | None:

@@ -49,7 +49,7 @@ class Summary:
         entropy: ``(L, H, N)`` of each query's whole row, special tokens included, in nats.
         special_mass: ``(L, H, N)``, how much of each query's attention special tokens got.
         received: ``(L, H, N)``, the weight that each key got from all queries.
-        cells: ``(L, H, c, c)``, the mean weight in each cell of a coarse map.
+        cells: ``(L, H, c, c)``, the largest weight in each cell of a coarse map.
     """
 
     top_keys: Integers
@@ -193,7 +193,7 @@ class AttentionView:
 
     @cached_property
     def telling(self) -> Floats:
-        """How much each head tells, in bits, ``(L, H)``: see `information`."""
+        """How much each head tells, in bits, ``(L, H)``: see `information`. Of a long text a ranking, from its maps."""
         if self.weights is not None:
             return information(self.weights, self.special, self.apart)
         cells = self.summary.cells
@@ -271,15 +271,13 @@ def summarize(weights: Floats, special: NDArray[np.bool_]) -> Summary:
     top_weights = np.take_along_axis(weights, top, -1)
     safe = np.where(weights > 0, weights, 1)
     bounds = np.arange(min(CELLS, n)) * n // min(CELLS, n)
-    sizes = np.diff(np.append(bounds, n)).astype(np.float32)
-    sums = np.add.reduceat(np.add.reduceat(weights, bounds, -1), bounds, -2)
     return Summary(
         top_keys=np.where(top_weights > 0, top, -1),
         top_weights=top_weights,
         entropy=-(safe * np.log(safe)).sum(-1),
         special_mass=weights[..., special].sum(-1),
         received=weights.sum(-2),
-        cells=sums / (sizes[:, None] * sizes),
+        cells=np.maximum.reduceat(np.maximum.reduceat(weights, bounds, -1), bounds, -2),
     )
 
 
@@ -387,7 +385,7 @@ def _statistics(encoded: Encoded, *, exact: bool) -> list[Any]:
         return [statistics.Map(cells=len(encoded.tokens), reduce="sum")]
     outside = torch.tensor([0 if special else -1 for special in encoded.special])
     return [
-        statistics.Map(cells=CELLS),
+        statistics.Map(cells=CELLS, reduce="max"),
         statistics.TopKeys(TOP_KEYS),
         statistics.Entropy(),
         statistics.Mass(outside, count=1),

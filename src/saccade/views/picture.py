@@ -30,6 +30,7 @@ PANELS, FEW_PANELS = 6, 4  # heads in the overview of a short text and of a long
 SHORT = 16  # units
 MOST_TICKS = 32
 MOST_CELLS = 128
+LONG_GAMMA = 0.4  # weights in a long text are small: its colours grow with this power of them
 LONGEST = 16  # characters of a label on a tick
 DPI = 150
 QUERY, KEY, WEIGHT = "query (looking)", "key (looked at)", "attention weight"
@@ -192,15 +193,14 @@ def _heat_map(
     axis: Axes, weights: Floats, scale: float, size: tuple[int, ...], aspect: Literal["equal", "auto"] = "equal"
 ) -> None:
     """Draw weights over `size` rows and columns of units, however many cells they come in."""
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
     pale = LinearSegmentedColormap.from_list("pale", PALE)
     rows, columns = size
     axis.imshow(
         _reduced(weights),
         cmap=pale,
-        vmin=0,
-        vmax=scale,
+        norm=PowerNorm(LONG_GAMMA if columns > MOST_CELLS else 1, vmin=0, vmax=scale),
         aspect=aspect,
         interpolation="nearest",
         extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
@@ -224,10 +224,8 @@ def _reduced(weights: Floats) -> Floats:
 
 
 def _scale_label(view: AttentionView) -> str:
-    n = len(view.units)
-    if view.weights is None:
-        return f"{WEIGHT} (mean of each of {len(view.summary.cells[0, 0])} × {len(view.summary.cells[0, 0])} cells)"
-    return WEIGHT if n <= MOST_CELLS else f"{WEIGHT} (largest in each of {MOST_CELLS} × {MOST_CELLS} cells)"
+    cells = view.summary.cells.shape[-1] if view.weights is None else MOST_CELLS
+    return WEIGHT if len(view.units) <= cells else f"{WEIGHT} (largest in each of {cells} × {cells} cells)"
 
 
 def _ticks(axis: Axes, labels: Sequence[str], which: str, label: str) -> None:

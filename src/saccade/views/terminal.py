@@ -65,7 +65,6 @@ class Page:
         text = Text.assemble(*parts, no_wrap=True, overflow="ellipsis", end="")
         if not self.colours:  # a coloured space is a weight
             text.rstrip()
-        text.truncate(self.width, overflow="ellipsis")
         self.console.print(text, no_wrap=True, crop=True, highlight=False, markup=False, width=self.width)
 
     def lines(self, texts: Iterable[Text]) -> None:
@@ -288,21 +287,20 @@ def _coarse(page: Page, view: AttentionView) -> None:
             for upper, lower in zip(cells[row], cells[min(row + 1, len(cells) - 1)], strict=True):
                 line.append(*_half_block(page, float(upper), float(lower)))
         page.line(line)
-    what = "mean" if view.weights is None else "largest weight"
     page.prose(
         f"{len(view.units)} {view.kind} from the top down and from left to right, reduced to {COARSE} × {COARSE}: "
-        f"each cell is the {what} of its part, each map is brightest at its own largest cell."
+        "each cell is the largest weight of its part, each map is brightest at its own largest cell, "
+        "brightness grows with the square root."
     )
 
 
 def _reduced(view: AttentionView, head: tuple[int, int]) -> Floats:
-    """A head's map of COARSE x COARSE cells, from 0 to 1."""
+    """A head's map of COARSE x COARSE cells, from 0 to 1, on a square-root scale."""
     source = view.summary.cells[head] if view.weights is None else view.weights[head]
     n = len(source)
     bounds = np.arange(COARSE) * n // COARSE
-    reduce = np.add if view.weights is None else np.maximum
-    reduced = reduce.reduceat(reduce.reduceat(source, bounds, 0), bounds, 1)
-    return (reduced / max(float(reduced.max()), 1e-12)).astype(np.float32)
+    reduced = np.maximum.reduceat(np.maximum.reduceat(source, bounds, 0), bounds, 1)
+    return np.sqrt(reduced / max(float(reduced.max()), 1e-12)).astype(np.float32)
 
 
 def _half_block(page: Page, upper: float, lower: float) -> tuple[str, Style]:
@@ -380,7 +378,7 @@ def _far(view: AttentionView) -> NDArray[np.bool_]:
 def _top_list(view: AttentionView, weights: Floats, count: int) -> str:
     """The heaviest keys of one row, with their weights."""
     order = np.argsort(-weights, kind="stable")[:count]
-    return "  ".join(_entry(view, int(k), float(weights[k])) for k in order)
+    return "  ".join(_entry(view, int(k), float(weights[k])) for k in order if weights[k] > 0)
 
 
 def _entry(view: AttentionView, key: int, weight: float) -> str:
@@ -419,7 +417,7 @@ def _by_layer(page: Page, view: AttentionView, focus: int) -> None:
         page.title(f"“{name}”, layer by layer", "strongest single head of each")
         for i, layer in enumerate(view.layers):
             page.line(
-                f"layer {layer:>2}  {_strongest(view.select(layer), focus)}",
+                f"layer {layer:<3} {_strongest(view.select(layer), focus)}",
                 (f"  special {special[i]:4.0%}", DIM),
             )
         return
@@ -439,7 +437,7 @@ def _lookers(page: Page, view: AttentionView, focus: int) -> None:
         f"lookers that have it among their {view.summary.top_keys.shape[-1]} heaviest",
     )
     for layer in view.layers:
-        page.line(f"layer {layer:>2}  {_strongest_lookers(view.select(layer), focus)}")
+        page.line(f"layer {layer:<3} {_strongest_lookers(view.select(layer), focus)}")
 
 
 def _averaged(view: AttentionView) -> str:
