@@ -1,11 +1,19 @@
-"""Saccade: an attention engine for PyTorch that can show its work."""
+"""Saccade: an attention engine for PyTorch that can show its work.
 
-from saccade import errors, masks, nn, scores, statistics
+Names are imported when they are first used, so that `saccade --help` need not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from saccade._version import __version__
-from saccade.adapters.huggingface import attach, detach
-from saccade.adapters.observation import observe
-from saccade.adapters.torch_sdpa import sdpa
-from saccade.functional import attention
+
+if TYPE_CHECKING:
+    from saccade import errors, masks, nn, scores, statistics
+    from saccade.adapters.huggingface import attach, detach
+    from saccade.adapters.observation import observe
+    from saccade.adapters.torch_sdpa import sdpa
+    from saccade.functional import attention
 
 __all__ = [
     "__version__",
@@ -20,3 +28,25 @@ __all__ = [
     "sdpa",
     "statistics",
 ]
+
+_MODULES = ("errors", "masks", "nn", "scores", "statistics")
+_HOME = {
+    "attach": "adapters.huggingface",
+    "attention": "functional",
+    "detach": "adapters.huggingface",
+    "observe": "adapters.observation",
+    "sdpa": "adapters.torch_sdpa",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"saccade.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'saccade' has no attribute {name!r}")
+    globals()[name] = getattr(import_module(f"saccade.{_HOME[name]}"), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

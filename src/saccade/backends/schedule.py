@@ -80,30 +80,28 @@ class Part:
     blocks: Sequence[Block]
 
 
-def plan(mask: Intervals | Dense | None, lengths: Lengths, key_heads: int, sizes: Sequence[int]) -> list[Part]:
+def plan(mask: Intervals | Dense | None, lengths: Lengths, key_heads: int, sizes: dict[int, float]) -> list[Part]:
     """The schedule of a problem.
 
     Args:
         mask: resolved, or None when every query sees every key.
         lengths: of the problem.
         key_heads: Hk; query heads of one group run together.
-        sizes: block sizes to choose from, largest first. The one with the least work is taken, a smaller one only when
-            it leaves out at least a third of it, as smaller products run slower.
+        sizes: the block sizes to choose from and how long a score takes in each, relative to one another: the larger
+            a block, the faster its matrix products, and the more hidden scores it computes.
     """
     if lengths.queries == 0:
         return []
+    largest, smallest = max(sizes), min(sizes)
     if mask is None:
-        rows = range(0, lengths.queries, sizes[0])
         piece = Piece(0, lengths.keys, 0, lengths.keys)
         pieces = (piece,) if lengths.keys else ()
-        blocks = [Block(slice(r, min(r + sizes[0], lengths.queries)), pieces) for r in rows]
+        rows = range(0, lengths.queries, largest)
+        blocks = [Block(slice(r, min(r + largest, lengths.queries)), pieces) for r in rows]
         return [Part(slice(0, lengths.batch), slice(0, key_heads), blocks)]
-    useful = sizes if lengths.queries > sizes[-1] else sizes[-1:]
-    covers = [_cover(mask, size, key_heads) for size in useful]
-    best = covers[0]
-    for cover in covers[1:]:
-        if cover.work() * 3 <= best.work() * 2:
-            best = cover
+    useful = sizes if lengths.queries > smallest else {smallest: 1.0}
+    covers = [(_cover(mask, size, key_heads), seconds) for size, seconds in useful.items()]
+    best, _ = min(covers, key=lambda cover: cover[0].work() * cover[1])
     return _parts(best, lengths, key_heads)
 
 

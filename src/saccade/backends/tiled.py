@@ -31,11 +31,12 @@ from saccade.masks import Dense, Intervals, Lengths
 from saccade.scores import Area, Columns, Problem
 from saccade.statistics import Statistic, Tensors, Tile
 
-# Scores in one panel: a float32 workspace of 8 MiB.
+# The most scores of one key head in a panel: 8 MiB in float32. A panel holds two key heads if there are two, as matrix
+# products of two run on two cores without sharing, and more while they are few scores (PANEL // 2 in all).
 PANEL = 1 << 21
 
-# Rows of a panel. 256 keep the matrix products efficient while a panel of 2,048 keys stays in a second-level cache.
-ROWS = 256
+# Rows of a panel for each key head, and what a score then costs, relative to one another (measured, 2 cores).
+ROWS = {512: 1.0, 256: 1.04, 64: 1.35}
 
 # Scores within +-TAME need no maximum subtracted: exp(40) = 2e17, times values up to 1e10, summed over 1e9 keys, is
 # below float32's 3e38, and exp(-40) = 4e-18 is far above its smallest normal number, 1e-38.
@@ -140,7 +141,7 @@ class _Run:
         self.group = inputs.group
         self.dtype = inputs.compute
         self.operands = _Operands.of(inputs, problem)
-        sizes = [max(16, ROWS // max(self.group, 1)), max(16, ROWS // 4 // max(self.group, 1))]
+        sizes = {max(16, rows // max(self.group, 1)): cost for rows, cost in ROWS.items()}
         self.parts = plan(problem.mask, self.lengths, inputs.key.shape[1], sizes)
         self._workspaces: dict[str, Tensor] = {}
         self._visible: dict[tuple[object, ...], Tensor] = {}
@@ -163,7 +164,7 @@ class _Run:
     def _lanes(self, part: Part, block: Block, rows: int) -> Iterator[tuple[int, slice]]:
         """Batch elements and ranges of key heads whose panels fit the workspace together."""
         keys = sum(piece.stop - piece.start for piece in block.pieces)
-        together = max(1, PANEL // 4 // max(rows * keys, 1))
+        together = max(2, PANEL // 2 // max(rows * keys, 1))
         for batch in range(part.batch.start, part.batch.stop):
             for first in range(part.key_heads.start, part.key_heads.stop, together):
                 yield batch, slice(first, min(first + together, part.key_heads.stop))
@@ -182,13 +183,14 @@ class _Run:
     # ------------------------------------------------------------------------------------ scores
 
     def workspace(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Memory for one panel, reused: fresh pages for every panel would cost as much as the softmax."""
-        size = 1
-        for n in shape:
-            size *= n
-        held = self._workspaces.get(name)
+        """Memory for one panel, reused: fresh pages for every panel would cost as much as the exponentials.
+
+        It grows by doubling, as the blocks of a causal mask grow one by one.
+        """
+        size, held = math.prod(shape), self._workspaces.get(name)
         if held is None or held.numel() < size:
-            held = torch.empty(size, dtype=self.dtype, device=self.operands.key.device)
+            size_held = size if held is None else max(size, 2 * held.numel())
+            held = torch.empty(size_held, dtype=self.dtype, device=self.operands.key.device)
             self._workspaces[name] = held
         return held[:size].view(shape)
 
@@ -347,8 +349,8 @@ class _Sums:
         return self.total.log() if self.top is None else self.total.log() + _finite(self.top) * LN_2
 
     def divisor(self) -> Tensor:
-        """What weights and output are divided by; 1 where nothing was added."""
-        return self.total.masked_fill(self.total == 0, 1.0)
+        """What weights and output are divided by: at least a number that is not 0 where nothing was added."""
+        return self.total.clamp_min(torch.finfo(self.total.dtype).tiny)
 
 
 def _finite(top: Tensor) -> Tensor:
