@@ -121,10 +121,6 @@ class _Panel:
     pieces: tuple[Piece, ...]
     area: Area
 
-    @property
-    def keys(self) -> int:
-        return sum(piece.stop - piece.start for piece in self.pieces)
-
     def of_keys(self, x: Tensor) -> Tensor:
         """This panel's rows ``(h, n, d)`` of ``x (B, Hk, Nk, d)``: a view unless they come from several ranges."""
         if isinstance(self.area.keys, slice):
@@ -303,16 +299,16 @@ class Tiled(Backend):
     name = "tiled"
 
     def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
-        """See `Backend.forward`. Memory: O(N D), and about 16 MiB of workspace."""
+        """See `Backend.forward`. Memory: O(N D), and some tens of MiB of workspace."""
         run = _Run(problem, inputs)
         shape = inputs.output_shape
         output = torch.empty(shape, dtype=inputs.query.dtype, device=inputs.query.device)
         lse = torch.empty(shape[:3] if want_lse or statistics else (0,), dtype=run.dtype, device=output.device)
         results = [statistic.empty(run.lengths, run.dtype) for statistic in statistics]
         asked = [(s, r) for s, r in zip(statistics, results, strict=True) if r]
+        rows_out, rows_lse = run.split(output), run.split(lse) if lse.numel() else None
         for block, batch, heads, panels in run.blocks():
-            rows = _Rows(run, block, batch, heads, panels)
-            rows.finish(run.split(output), run.split(lse) if lse.numel() else None, asked)
+            _Rows(run, block, batch, heads, panels).finish(rows_out, rows_lse, asked)
         if run.operands.bad_values is not None:
             output.masked_fill_(_sees_bad_value(run), torch.nan)
         done = [s.finish(r, run.lengths) for s, r in zip(statistics, results, strict=True)]
@@ -377,8 +373,7 @@ class _Rows:
     def finish(self, output: Tensor, lse: Tensor | None, asked: list[tuple[Statistic, Tensors]]) -> None:
         """Write the rows into ``output (B, Hk, group, Nq, Dv)`` and ``lse``; add them to the statistics."""
         sums, exponentials = self.sums(self.run.operands.value)
-        divisor = sums.divisor()
-        self._write(output, sums.out.div_(divisor))
+        self._write(output, sums.out.div_(sums.divisor()))
         if lse is not None:
             self._write(lse, sums.lse())
         for panel, weights in self.weights(sums, exponentials) if asked else ():
