@@ -83,9 +83,9 @@ def peak_memory(case: Callable[[], object]) -> float:
     return (max(peak, resident()) - before) / 2**20
 
 
-def import_seconds(module: str, *, after: str) -> float:
-    """Median seconds that importing `module` adds in a fresh interpreter that already imported `after`."""
-    code = f"import time, {after}; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+def statement_seconds(statement: str, *, after: str) -> float:
+    """Median seconds that a statement takes in a fresh interpreter in which another one ran before."""
+    code = f"{after}\nimport time; t = time.perf_counter()\n{statement}\nprint(time.perf_counter() - t)"
     taken = [
         float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
         for _ in range(5)
