@@ -302,6 +302,17 @@ class Conformance:
             case.dtype = self.dtypes[0]
             self.check(case)
 
+    def test_slopes_in_half_precision(self) -> None:
+        """Slopes of bfloat16 are exact numbers; their distances must not be rounded to it."""
+        case = Case(Shape(1, 2, 2, 400, 400, 8, 8))
+        tensors = [x.to(self.dtypes[0]) for x in case.tensors]
+        slopes = torch.tensor([0.01, 0.3], dtype=torch.bfloat16)
+        ours = saccade.attention(*tensors, bias=scores.ALiBi(slopes), backend=self.backend)
+        exact = saccade.attention(
+            *(x.double() for x in tensors), bias=scores.ALiBi(slopes.double()), backend="reference"
+        )
+        assert_close(ours, exact, 5e-6, "output")
+
     def test_sinks_by_batch(self) -> None:
         shape = Shape(2, 2, 1, 9, 9, 4, 4)
         self.check(Case(shape, masks.causal(), sinks=torch.randn(2, 2), dtype=self.dtypes[0]))

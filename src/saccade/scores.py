@@ -176,12 +176,14 @@ class ALiBi(Bias):
         return ALiBi(_per_head("ALiBi slopes", slopes, lengths), offset)
 
     def _distance(self, area: Area) -> Tensor:
+        """|i + offset - j|, ``(rows, n)``, in float32 at least: bfloat16 cannot count beyond 256."""
+        dtype = torch.promote_types(self.values.dtype, torch.float32)
         i, j = area.query_positions(self.values.device), area.key_positions(self.values.device)
-        return (i + (self.offset or 0) - j).abs()
+        return ((i + (self.offset or 0)).to(dtype) - j.to(dtype)).abs_()
 
     def tile(self, area: Area) -> Tensor:
         """See `Bias.tile`."""
-        return -area.of(self.values)[..., None, None] * self._distance(area)
+        return self._distance(area) * -area.of(self.values)[..., None, None]
 
     def accumulate(self, grad: Tensor, grad_scores: Tensor, area: Area) -> None:
         """See `Bias.accumulate`."""
