@@ -55,10 +55,10 @@ class Mask(ABC):
         return self.resolve(lengths).to_dense(lengths)
 
     def __and__(self, other: Mask) -> Mask:
-        return _Both(self, _as_mask(other))
+        return _Combined(self, _as_mask(other), "&")
 
     def __or__(self, other: Mask) -> Mask:
-        return _Either(self, _as_mask(other))
+        return _Combined(self, _as_mask(other), "|")
 
     def __invert__(self) -> Mask:
         return _Not(self)
@@ -264,33 +264,21 @@ def _from_turns(turns: Tensor) -> Intervals:
 
 
 @dataclass(frozen=True, eq=False)
-class _Both(Mask):
+class _Combined(Mask):
     left: Mask
     right: Mask
+    symbol: str  # & or |
 
     def __repr__(self) -> str:
-        return f"({self.left!r} & {self.right!r})"
+        return f"({self.left!r} {self.symbol} {self.right!r})"
 
     def resolve(self, lengths: Lengths) -> Intervals | Dense:
         left, right = self.left.resolve(lengths), self.right.resolve(lengths)
+        both = self.symbol == "&"
         if isinstance(left, Intervals) and isinstance(right, Intervals):
-            return left.intersection(right)
-        return Dense(left.to_dense(lengths) & right.to_dense(lengths)).resolve(lengths)
-
-
-@dataclass(frozen=True, eq=False)
-class _Either(Mask):
-    left: Mask
-    right: Mask
-
-    def __repr__(self) -> str:
-        return f"({self.left!r} | {self.right!r})"
-
-    def resolve(self, lengths: Lengths) -> Intervals | Dense:
-        left, right = self.left.resolve(lengths), self.right.resolve(lengths)
-        if isinstance(left, Intervals) and isinstance(right, Intervals):
-            return left.union(right)
-        return Dense(left.to_dense(lengths) | right.to_dense(lengths)).resolve(lengths)
+            return left.intersection(right) if both else left.union(right)
+        x, y = left.to_dense(lengths), right.to_dense(lengths)
+        return Dense(x & y if both else x | y).resolve(lengths)
 
 
 @dataclass(frozen=True, eq=False)
