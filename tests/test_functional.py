@@ -12,7 +12,7 @@ import torch
 import saccade
 from saccade import masks, scores, statistics
 from saccade.backends import choose, operation
-from saccade.errors import BackendError, DeviceError, DtypeError, MaskError, SaccadeError, ShapeError
+from saccade.errors import BackendError, DerivativeError, DeviceError, DtypeError, MaskError, SaccadeError, ShapeError
 from saccade.functional import check_inputs, make_problem
 
 
@@ -66,6 +66,8 @@ BAD = {
     "sinks of other heads": (lambda: saccade.attention(Q, K, V, sinks=torch.ones(3)), ShapeError, "sinks"),
     "softcap of zero": (lambda: saccade.attention(Q, K, V, softcap=0.0), SaccadeError, "softcap = 0.0"),
     "scale of infinity": (lambda: saccade.attention(Q, K, V, scale=torch.inf), SaccadeError, "scale = inf"),
+    "scale of a word": (lambda: saccade.attention(Q, K, V, scale="x"), SaccadeError, "scale = x"),
+    "sinks in a list": (lambda: saccade.attention(Q, K, V, sinks=[1.0] * 4), SaccadeError, "list"),
     "unknown backend": (lambda: saccade.attention(Q, K, V, backend="fast"), BackendError, "tiled, reference"),
 }
 
@@ -167,6 +169,43 @@ def test_compiles_in_one_graph():
     """)
         == "agrees"
     )
+
+
+def test_compiles_with_data_in_the_mask():
+    """Dense masks and padding in one graph, with head widths that change."""
+    assert (
+        run_alone("""
+        import torch, saccade
+        from saccade import masks
+
+        def run(x, visible, lengths):
+            return saccade.attention(x, x, x, mask=masks.dense(visible) & masks.padding(lengths))
+
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        for width in (8, 16):
+            x = torch.randn(2, 4, 40, width)
+            arguments = x, torch.rand(40, 40) < 0.5, torch.tensor([40, 7])
+            torch.testing.assert_close(compiled(*arguments), run(*arguments))
+        print("agrees")
+    """)
+        == "agrees"
+    )
+
+
+def test_derivatives_that_do_not_exist_are_refused():
+    """Neither forward mode nor second derivatives come out as silent zeros."""
+    assert "forward-mode" in run_alone("""
+        import torch, saccade
+        x = torch.randn(1, 1, 4, 4)
+        try:
+            torch.func.jvp(lambda q: saccade.attention(q, q, q), (x,), (x,))
+        except saccade.errors.DerivativeError as error:
+            print(error)
+    """)
+    x = torch.randn(1, 1, 4, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad(saccade.attention(x, x, x).sum(), x, create_graph=True)
+    with pytest.raises(DerivativeError, match="twice"):
+        grad.square().sum().backward()
 
 
 def test_import_is_light():

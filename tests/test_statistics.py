@@ -117,10 +117,15 @@ def test_statistics_are_float32_and_without_gradient():
 
 BAD = {
     "no keys": (lambda: statistics.TopKeys(0), "k >= 1"),
-    "no cells": (lambda: statistics.Map(0), "at least 1"),
+    "half a key": (lambda: statistics.TopKeys(1.5), "integer"),
+    "three sides": (lambda: statistics.Map((1, 2, 3)), "pair"),
+    "half a cell": (lambda: statistics.Map(2.5), "integer"),
+    "groups of floats": (lambda: ask(statistics.Mass(torch.zeros(5))), "integers"),
+    "a group too many": (lambda: ask(statistics.Mass(torch.arange(5), 3)), "group 4 does not exist"),
+    "no cells": (lambda: statistics.Map(0), "integer >= 1"),
     "unknown reduction": (lambda: statistics.Map(3, "median"), "mean, max, sum"),
-    "groups of other length": (lambda: ask(statistics.Mass(torch.zeros(3))), r"\(5,\)"),
-    "query groups of other length": (lambda: ask(statistics.Received(torch.zeros(3))), r"\(4,\)"),
+    "groups of other length": (lambda: ask(statistics.Mass(torch.arange(3))), r"\(5,\)"),
+    "query groups of other length": (lambda: ask(statistics.Received(torch.arange(3))), r"\(4,\)"),
     "distance without offset": (lambda: ask(statistics.Distance()), "offset="),
     "a class": (lambda: ask(statistics.Entropy), "saccade.statistics"),
     "twice": (lambda: ask(statistics.TopKeys(1), statistics.TopKeys(2)), "2 times"),

@@ -34,6 +34,10 @@ class BackendError(ArgumentError):
     """A backend that does not exist or cannot serve this problem."""
 
 
+class DerivativeError(SaccadeError, RuntimeError):
+    """A derivative that the operator does not have: forward mode, or of second order."""
+
+
 class NotAskedError(SaccadeError, AttributeError):
     """A report was read for a statistic that was not asked for."""
 

@@ -202,7 +202,7 @@ def make_problem(
     if softcap is not None and not 0 < softcap < math.inf:
         raise ArgumentError(f"softcap = {softcap}: expected a finite number > 0, or None for no bound")
     scale = 1.0 / math.sqrt(inputs.query.shape[-1]) if scale is None else scale
-    if not math.isfinite(scale):
+    if not isinstance(scale, int | float | torch.SymFloat) or not -math.inf < scale < math.inf:
         raise ArgumentError(f"scale = {scale}: expected a finite number, or None for 1 / sqrt(D)")
     return Problem(
         scale=scale,
@@ -238,6 +238,8 @@ def _check_bias(bias: Bias | Tensor | None, lengths: Lengths) -> Bias | None:
 
 
 def _check_sinks(sinks: Tensor, lengths: Lengths) -> Tensor:
+    if not isinstance(sinks, Tensor):
+        raise ArgumentError(f"sinks are {type(sinks).__name__}; expected a tensor of one logit for each head")
     table = sinks[None] if sinks.dim() == 1 else sinks
     if table.dim() != 2 or table.shape[0] not in {1, lengths.batch} or table.shape[1] != lengths.heads:  # noqa: PLR2004
         raise ShapeError(

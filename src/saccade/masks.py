@@ -160,6 +160,8 @@ class Dense(Mask):
         _check_rows("dense mask", visible.shape[:-1], lengths)
         if visible.shape[-1] != lengths.keys:
             raise MaskError(f"dense mask has {visible.shape[-1]} columns; the problem has Nk = {lengths.keys} keys")
+        if torch.compiler.is_compiling():  # how many runs there are depends on data
+            return Dense(visible)
         return _compress(visible, MAX_RUNS) or Dense(visible)
 
     def to_dense(self, lengths: Lengths | None = None) -> Tensor:
@@ -186,6 +188,19 @@ def _broadcast_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both with their common leading dimensions; the last (R) stays each one's own."""
     rows = torch.broadcast_shapes(a.shape[:-1], b.shape[:-1])
     return a.expand(*rows, -1), b.expand(*rows, -1)
+
+
+def _check_integer(name: str, value: object, least: int | None = None) -> None:
+    """Refuse what is no integer (or tensor of integers), or is below `least`."""
+    bound = "" if least is None else f" >= {least}"
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.dtype == torch.bool:
+            raise MaskError(f"{name} are {value.dtype}; expected integers{bound}")
+        # Under torch.compile a graph cannot depend on values.
+        if least is not None and not torch.compiler.is_compiling() and bool((value < least).any()):
+            raise MaskError(f"{name}: the smallest is {int(value.min())}; expected integers{bound}")
+    elif not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        raise MaskError(f"{name} = {value!r}: expected an integer{bound}")
 
 
 def _merge(starts: Tensor, stops: Tensor, keys: int) -> tuple[Tensor, Tensor]:
@@ -349,6 +364,11 @@ def _positions(lengths: Lengths, offset: int | None, rule: str) -> Tensor:
     return torch.arange(lengths.queries, device=lengths.device) + (offset or 0)
 
 
+def _check_offset(rule: str, offset: int | None) -> None:
+    if offset is not None:
+        _check_integer(f"{rule} offset", offset)
+
+
 def _rows(x: Tensor) -> Tensor:
     """(Nq,) or (B, Nq) or (B, H, Nq) as (B | 1, H | 1, Nq, 1)."""
     if x.dim() == 1:
@@ -376,6 +396,7 @@ def causal(offset: int | None = None) -> Mask:
             With more keys than queries, 0 means that the first query sees the first key only (a prefill into a
             larger cache) and ``Nk - Nq`` that the last query sees every key (decoding with a cache).
     """
+    _check_offset("causal", offset)
     return _Causal(offset)
 
 
@@ -417,8 +438,9 @@ def window(left: int | Tensor | None, right: int | Tensor | None = 0, *, offset:
         offset: as in `causal`.
     """
     for name, reach in (("left", left), ("right", right)):
-        if isinstance(reach, int) and reach < 0:
-            raise MaskError(f"window {name} = {reach}: expected a number of keys >= 0, or None for all")
+        if reach is not None:
+            _check_integer(f"window {name}", reach, 0)
+    _check_offset("window", offset)
     return _Window(left, right, offset)
 
 
@@ -448,6 +470,7 @@ def prefix(length: int | Tensor) -> Mask:
     Args:
         length: one number, or a tensor ``(B,)``.
     """
+    _check_integer("prefix length", length, 0)
     return _Prefix(length)
 
 
@@ -461,7 +484,7 @@ class _Padding(Mask):
 
     def resolve(self, lengths: Lengths) -> Intervals:
         valid = _per_batch("padding lengths", self.lengths, lengths)[:, None, None, None]
-        if bool(((valid < 0) | (valid > lengths.keys)).any()):
+        if not torch.compiler.is_compiling() and bool(((valid < 0) | (valid > lengths.keys)).any()):
             raise MaskError(f"padding lengths {self.lengths.tolist()} must lie between 0 and Nk = {lengths.keys}")
         valid = valid.expand(-1, 1, lengths.queries, 1)
         if self.side == "right":
@@ -478,7 +501,9 @@ def padding(lengths: Tensor | Sequence[int], *, side: str = "right") -> Mask:
     """
     if side not in {"left", "right"}:
         raise MaskError(f"padding side = {side!r}: expected 'left' or 'right'")
-    return _Padding(torch.as_tensor(lengths), side)
+    valid = torch.as_tensor(lengths)
+    _check_integer("padding lengths", valid)
+    return _Padding(valid, side)
 
 
 @dataclass(frozen=True)
@@ -501,8 +526,8 @@ def chunked(size: int, *, offset: int | None = None) -> Mask:
         size: positions in a chunk, at least 1.
         offset: as in `causal`.
     """
-    if size < 1:
-        raise MaskError(f"chunk size = {size}: expected at least 1")
+    _check_integer("chunk size", size, 1)
+    _check_offset("chunked", offset)
     return _Chunked(size, offset)
 
 
@@ -606,7 +631,7 @@ class _Blocks(Mask):
                 f"blocks: indices have {indices.shape[-2]} rows; {lengths.queries} queries in blocks of "
                 f"{self.size} need {wanted}"
             )
-        if indices.numel() and int(indices.max()) > last:
+        if not torch.compiler.is_compiling() and indices.numel() and int(indices.max()) > last:
             raise MaskError(f"blocks: index {int(indices.max())}; the last block of keys is {last}")
         starts = indices * self.size
         stops = torch.where(indices < 0, starts, starts + self.size)

@@ -118,10 +118,12 @@ def _rows(lengths: Lengths, dtype: torch.dtype) -> Tensor:
 def _groups(name: str, groups: Tensor, wanted: int, lengths: Lengths) -> Tensor:
     """Group numbers as int64 ``(B | 1, N)``."""
     table = torch.as_tensor(groups, device=lengths.device)
+    if table.is_floating_point() or table.dtype == torch.bool:
+        raise ArgumentError(f"{name}: groups are {table.dtype}; expected integers, the number of each one's group")
     table = table[None] if table.dim() == 1 else table
     if table.dim() != 2 or table.shape[-1] != wanted or table.shape[0] not in {1, lengths.batch}:  # noqa: PLR2004
         raise ShapeError(
-            f"{name}: groups have shape {tuple(groups.shape)}; expected ({wanted},) or ({lengths.batch}, {wanted})"
+            f"{name}: groups have shape {tuple(table.shape)}; expected ({wanted},) or ({lengths.batch}, {wanted})"
         )
     return table.long()
 
@@ -209,8 +211,8 @@ class TopKeys(Statistic):
     tensors: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ArgumentError(f"TopKeys(k={self.k}): expected k >= 1")
+        if not isinstance(self.k, int) or self.k < 1:
+            raise ArgumentError(f"TopKeys(k={self.k}): expected an integer k >= 1")
 
     def code(self) -> tuple[str, list[int], Tensor | None]:
         """See `Statistic.code`."""
@@ -298,7 +300,7 @@ class Mass(Statistic):
     def check(self, lengths: Lengths) -> Mass:
         """See `Statistic.check`."""
         groups = _groups("Mass", self.groups, lengths.keys, lengths)
-        return Mass(groups, _group_count(groups, self.count))
+        return Mass(groups, _group_count("Mass", groups, self.count))
 
     def code(self) -> tuple[str, list[int], Tensor | None]:
         """See `Statistic.code`."""
@@ -319,10 +321,14 @@ class Mass(Statistic):
         return (result[0] * log_share.exp()[..., None],)
 
 
-def _group_count(groups: Tensor, count: int | None) -> int:
-    if count is None:
-        return int(groups.max()) + 1 if groups.numel() else 0
-    return count
+def _group_count(name: str, groups: Tensor, count: int | None) -> int:
+    """How many groups there are: as given, or as the largest number says."""
+    if count is not None and torch.compiler.is_compiling():  # a graph cannot depend on the numbers
+        return count
+    largest = int(groups.max()) if groups.numel() else -1
+    if count is not None and largest >= count:
+        raise ArgumentError(f"{name}: group {largest} does not exist among count = {count} groups (0 to {count - 1})")
+    return largest + 1 if count is None else count
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,7 +351,7 @@ class Received(Statistic):
         if self.by is None:
             return self
         groups = _groups("Received", self.by, lengths.queries, lengths)
-        return Received(groups, _group_count(groups, self.count))
+        return Received(groups, _group_count("Received", groups, self.count))
 
     def code(self) -> tuple[str, list[int], Tensor | None]:
         """See `Statistic.code`."""
@@ -397,8 +403,11 @@ class Map(Statistic):
     def __post_init__(self) -> None:
         if self.reduce not in _REDUCTIONS:
             raise ArgumentError(f"Map reduce = {self.reduce!r}: expected one of {', '.join(_REDUCTIONS)}")
-        if min(self._sides()) < 1:
-            raise ArgumentError(f"Map cells = {self.cells}: expected at least 1 along each side")
+        sides = self.cells if isinstance(self.cells, tuple) else (self.cells, self.cells)
+        if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):  # noqa: PLR2004
+            raise ArgumentError(
+                f"Map cells = {self.cells}: expected an integer >= 1, or a pair of them (along queries, along keys)"
+            )
 
     def _sides(self) -> tuple[int, int]:
         return (self.cells, self.cells) if isinstance(self.cells, int) else self.cells

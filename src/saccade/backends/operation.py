@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd
+from torch.autograd.forward_ad import unpack_dual
 
 from saccade.backends import get
 from saccade.backends.contract import Backend, Forward, Inputs
+from saccade.errors import DerivativeError
 from saccade.masks import Dense, Intervals
 from saccade.scores import Problem, decode_bias
 from saccade.statistics import Statistic, Tensors, decode
@@ -143,30 +145,61 @@ class _Derivative(torch.autograd.Function):
     """Connects the two operations. Only the output and the lse have a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
         with _AutoDispatchBelowAutograd():
-            output, lse, *results = torch.ops.saccade.forward.default(*arguments)
-        tensors = [x for x in arguments if isinstance(x, Tensor)]
-        ctx.save_for_backward(output, lse, *tensors, *arguments[8])
-        ctx.template = tuple(None if isinstance(x, Tensor) else x for x in arguments)
-        ctx.is_tensor = tuple(isinstance(x, Tensor) for x in arguments)
-        ctx.mark_non_differentiable(*results)
-        return output, lse, *results
+            return tuple(torch.ops.saccade.forward.default(*arguments))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        ctx.save_for_backward(*output[:2], *tensors, *inputs[8])
+        ctx.template = tuple(None if isinstance(x, Tensor) else x for x in inputs)
+        ctx.is_tensor = tuple(isinstance(x, Tensor) for x in inputs)
+        ctx.mark_non_differentiable(*output[2:])
+
+    @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         output, lse, *saved = ctx.saved_tensors
         tensors = iter(saved)
         arguments = [next(tensors) if t else x for t, x in zip(ctx.is_tensor, ctx.template, strict=True)]
         arguments[8] = list(tensors)
-        grads = iter(torch.ops.saccade.backward.default(*arguments, output, lse, grad_output, grad_lse))
-        first = [None if x is None else next(grads) for x in arguments[:5]]
-        return *first, *(None for _ in arguments[5:])
+        with torch.no_grad():
+            found = torch.ops.saccade.backward.default(*arguments, output, lse, grad_output, grad_lse)
+        leaves = [x for x in arguments[:5] if x is not None]
+        if torch.is_grad_enabled():  # somebody means to differentiate the gradients
+            found = _Final.apply(len(found), *found, *leaves, grad_output, grad_lse)  # type: ignore[no-untyped-call]
+        grads = iter(found)
+        return *(None if x is None else next(grads) for x in arguments[:5]), *(None for _ in arguments[5:])
+
+
+class _Final(torch.autograd.Function):
+    """Gradients that refuse to be differentiated; without this they would count as constants, silently."""
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.clone() for x in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept: there is no way back."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        del ctx, grads
+        raise DerivativeError(
+            "saccade.attention was differentiated twice; it has first derivatives only. For second ones write "
+            "attention out in PyTorch operations"
+        )
 
 
 def _forward_autograd(*arguments: Any) -> list[Tensor]:
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments[:5]):
+    leaves = [x for x in arguments[:5] if x is not None]
+    if any(unpack_dual(x).tangent is not None for x in leaves):
+        raise DerivativeError(
+            "saccade.attention was called in forward-mode differentiation (jvp); it has reverse mode only: "
+            "torch.autograd.grad"
+        )
+    if torch.is_grad_enabled() and any(x.requires_grad for x in leaves):
         return list(_Derivative.apply(*arguments))  # type: ignore[no-untyped-call]
     with _AutoDispatchBelowAutograd():
         return list(torch.ops.saccade.forward.default(*arguments))

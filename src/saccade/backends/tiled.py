@@ -9,7 +9,7 @@ over a tile is a PyTorch call of its own.)
 Subtracting a row's maximum before the exponential only guards against overflow. Where the norms of queries and keys
 bound every score well inside the range of exp, it is left out: the same numbers, two passes over the panel fewer.
 Scores are kept in units of ln 2 and the exponential is exp2: PyTorch's exp, where it calls MKL, is ten times slower on
--inf and thirty times on what underflows.
+-inf and thirty times on what underflows. Only a bias keeps them as they are, as the lowest float would overflow.
 
 Query heads that share a key head are rows of the same panel, so grouped queries never repeat keys in memory. float16
 and bfloat16 are computed in float32: keys and values are converted once, O(N D).
@@ -44,7 +44,6 @@ TAME = 40.0
 TAME_VALUE = 1e10
 
 LOG2_E = math.log2(math.e)
-LN_2 = math.log(2.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,8 @@ class _Operands:
 
     Attributes:
         query: ``(B, Hk, group, Nq, D)``, times `factor`.
-        factor: what turns a dot product into the first score: in units of ln 2, or of the softcap.
+        factor: what turns a dot product into the first score: times `unit`, or in units of the softcap.
+        unit: what scores are multiplied by: log2 e, or 1 if there is a bias.
         key: ``(B, Hk, Nk, D)``; infinities are NaN.
         value: ``(B, Hk, Nk, Dv)``; what is not finite is 0.
         bad_values: for every value that is not finite 1, else 0, ``(B, Hk, Nk, Dv)``; None if all are finite.
@@ -63,6 +63,7 @@ class _Operands:
 
     query: Tensor
     factor: float
+    unit: float
     key: Tensor
     value: Tensor
     bad_values: Tensor | None
@@ -85,9 +86,10 @@ class _Operands:
         if problem.sinks is not None:
             bound = max(bound, _largest(problem.sinks))
         tame = bound <= TAME and largest <= TAME_VALUE and problem.bias is None
-        factor = problem.scale * LOG2_E if problem.softcap is None else problem.scale / problem.softcap
+        unit = LOG2_E if problem.bias is None else 1.0
+        factor = problem.scale * unit if problem.softcap is None else problem.scale / problem.softcap
         query = split_heads(query * factor, key.shape[1])
-        return cls(query, factor, key, value, bad, finite, tame)
+        return cls(query, factor, unit, key, value, bad, finite, tame)
 
 
 def _largest_norm(x: Tensor) -> float:
@@ -195,7 +197,7 @@ class _Run:
         return self.operands.query[panel.batch, panel.heads, :, panel.block.rows].flatten(1, 2)
 
     def scores(self, panel: _Panel) -> Tensor:
-        """The panel's scores in units of ln 2, ``(h, group * rows, n)``, in a workspace.
+        """The panel's scores times `_Operands.unit`, ``(h, group * rows, n)``, in a workspace.
 
         What the mask hides is -inf already, unless scores are tame: then weights are multiplied by 0 there later.
         """
@@ -205,10 +207,9 @@ class _Run:
         torch.bmm(query, key.mT, out=s)
         if problem.softcap is not None:
             bounded = self.workspace("scores", tuple(s.shape))
-            s = torch.mul(s.tanh_(), problem.softcap * LOG2_E, out=bounded)
+            s = torch.mul(s.tanh_(), problem.softcap * self.operands.unit, out=bounded)
         if problem.bias is not None:
-            tile = problem.bias.tile(panel.area).to(s.dtype)
-            self.by_query_head(s, panel).add_(tile, alpha=LOG2_E)
+            self.by_query_head(s, panel).add_(problem.bias.tile(panel.area).to(s.dtype))
         if not self.operands.tame:
             for edge, visible in self.edges(s, panel):
                 edge.masked_fill_(visible == 0, -torch.inf)
@@ -247,7 +248,7 @@ class _Run:
     # ------------------------------------------------------------------------------------ rows
 
     def exponentials(self, panel: _Panel, top: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """exp(s - top) of the panel, and top / ln 2 ``(h, group * rows, 1)``: as given, else its largest scores.
+        """exp(s - top) of the panel, and top ``(h, group * rows, 1)`` in the scores' unit: as given, else the largest.
 
         Where scores are tame, top is 0 and None is returned for it.
         """
@@ -255,6 +256,8 @@ class _Run:
         if not self.operands.tame:
             top = s.amax(-1, keepdim=True) if top is None else top
             s.sub_(_finite(top))
+        if self.operands.unit != LOG2_E:
+            s.mul_(LOG2_E / self.operands.unit)
         return self.zero_hidden(s.exp2_(), panel), top
 
     def zero_hidden(self, p: Tensor, panel: _Panel) -> Tensor:
@@ -323,26 +326,27 @@ class Tiled(Backend):
 
 @dataclass(eq=False)
 class _Sums:
-    """What rows have added up so far: ``sum exp(s - top) v``, ``sum exp(s - top)``, top / ln 2 (None where it is 0).
+    """What rows have added up so far: ``sum exp(s - top) v``, ``sum exp(s - top)``, and top (None where it is 0).
 
-    Joining keeps the larger top (Milakov and Gimelshein, arXiv 1805.02867, section 3.1).
+    `top` is in the scores' unit. Joining keeps the larger (Milakov and Gimelshein, arXiv 1805.02867, section 3.1).
     """
 
     out: Tensor
     total: Tensor
     top: Tensor | None
+    unit: float
 
     def join(self, other: _Sums) -> _Sums:
         """Both, over disjoint keys."""
         if self.top is None or other.top is None:
-            return _Sums(self.out + other.out, self.total + other.total, None)
+            return _Sums(self.out + other.out, self.total + other.total, None, self.unit)
         top = torch.maximum(self.top, other.top)
-        mine, theirs = ((x - _finite(top)).exp2() for x in (self.top, other.top))
-        return _Sums(self.out * mine + other.out * theirs, self.total * mine + other.total * theirs, top)
+        mine, theirs = (_above(x, top, self.unit) for x in (self.top, other.top))
+        return _Sums(self.out * mine + other.out * theirs, self.total * mine + other.total * theirs, top, self.unit)
 
     def lse(self) -> Tensor:
         """The rows' log-sum-exp; -inf where nothing was added."""
-        return self.total.log() if self.top is None else self.total.log() + _finite(self.top) * LN_2
+        return self.total.log() if self.top is None else self.total.log() + _finite(self.top) / self.unit
 
     def divisor(self) -> Tensor:
         """What weights and output are divided by: at least a number that is not 0 where nothing was added."""
@@ -352,6 +356,11 @@ class _Sums:
 def _finite(top: Tensor) -> Tensor:
     """A maximum that can be subtracted: 0 where nothing is visible, as -inf - -inf would be NaN."""
     return top.masked_fill(top == -torch.inf, 0.0)
+
+
+def _above(top: Tensor, other: Tensor, unit: float) -> Tensor:
+    """exp(top - other) of two tops in the scores' unit; 0 where both are -inf."""
+    return ((top - _finite(other)) * (LOG2_E / unit)).exp2()
 
 
 @dataclass(frozen=True, eq=False)
@@ -388,14 +397,14 @@ class _Rows:
         for panel in self.panels:
             exponentials, top = self.run.exponentials(panel)
             total = exponentials.sum(-1, keepdim=True)
-            here = _Sums(exponentials @ panel.of_keys(value), total, top)
+            here = _Sums(exponentials @ panel.of_keys(value), total, top, self.run.operands.unit)
             sums = here if sums is None else sums.join(here)
         if sums is None:
             sums = self._of_nothing(value.shape[-1])
         if exponentials is None or len(self.panels) > 1:
             return sums, None
         if top is not None and sums.top is not None and sums.top is not top:  # a sink may be higher
-            exponentials.mul_((top - _finite(sums.top)).exp2())
+            exponentials.mul_(_above(top, sums.top, sums.unit))
         return sums, exponentials
 
     def weights(self, sums: _Sums, exponentials: Tensor | None) -> Iterator[tuple[_Panel, Tensor]]:
@@ -411,24 +420,24 @@ class _Rows:
         Far from 0 an lse in float32 has lost digits of the denominator, so there it is added up again.
         """
         if self.run.operands.tame:
-            return self.weights(_Sums(lse, lse.exp(), None), None)
+            return self.weights(_Sums(lse, lse.exp(), None, LOG2_E), None)
         return self.weights(*self.sums(self.run.operands.value[..., :0]))
 
     def _of_nothing(self, width: int) -> _Sums:
         value = self.run.operands.value
         rows = self.run.group * (self.block.rows.stop - self.block.rows.start)
         shape = (self.heads.stop - self.heads.start, rows)
-        return _Sums(value.new_zeros(*shape, width), value.new_zeros(*shape, 1), None)
+        return _Sums(value.new_zeros(*shape, width), value.new_zeros(*shape, 1), None, self.run.operands.unit)
 
     def _of_sinks(self, width: int) -> _Sums | None:
         """A sink adds exp(sink) to the denominator, and no value."""
         sinks = self.run.sinks(self.heads, self.batch, self.block.rows.stop - self.block.rows.start)
         if sinks is None:
             return None
-        out = self._of_nothing(width).out
+        out, unit = self._of_nothing(width).out, self.run.operands.unit
         if self.run.operands.tame:
-            return _Sums(out, sinks.exp(), None)
-        return _Sums(out, (sinks - _finite(sinks)).exp(), sinks * LOG2_E)
+            return _Sums(out, sinks.exp(), None, unit)
+        return _Sums(out, (sinks - _finite(sinks)).exp(), sinks * unit, unit)
 
     def _write(self, target: Tensor, rows: Tensor) -> None:
         target = target[self.batch, self.heads, :, self.block.rows]
@@ -527,7 +536,7 @@ class _Backward:
         bias = self.problem.bias
         return Gradients(
             self.grad_query.to(self.inputs.query.dtype),
-            self.grad_key.mul_(self.problem.softcap or LN_2).to(self.inputs.key.dtype),
+            self.grad_key.mul_(self.problem.softcap or 1.0 / self.run.operands.unit).to(self.inputs.key.dtype),
             self.grad_value.to(self.inputs.value.dtype),
             None if bias is None or self.grad_bias is None else self.grad_bias.to(bias.values.dtype),
             None if sinks is None or self.problem.sinks is None else sinks.to(self.problem.sinks.dtype),
