@@ -145,10 +145,9 @@ def implementations(model) -> list[str]:
 
 
 def registered() -> tuple[dict, dict]:
-    return (
-        dict(transformers.AttentionInterface._global_mapping),
-        dict(transformers.AttentionMaskInterface._global_mapping),
-    )
+    """What is registered by others: our name stays, for copies of attached models."""
+    interfaces = (transformers.AttentionInterface, transformers.AttentionMaskInterface)
+    return tuple({k: v for k, v in i._global_mapping.items() if k != "saccade"} for i in interfaces)
 
 
 def hooks_of(model) -> int:
@@ -207,7 +206,98 @@ def test_registration_stays_for_other_models():
         pass
     assert first(token_ids(1, 4)).logits.isfinite().all()
     detach(first)
-    assert "saccade" not in transformers.AttentionInterface._global_mapping
+
+
+def test_a_copy_of_an_attached_model_is_attached_by_itself():
+    model, ids = tiny_llama(), token_ids(1, 6)
+    with torch.no_grad():
+        expected = model(ids).logits
+        attach(model)
+        copied = copy.deepcopy(model)
+        detach(model)
+        assert is_attached(copied)
+        assert torch.equal(model(ids).logits, expected)
+        assert (copied(ids).logits - expected).abs().max() < 1e-5
+        with observe(copied, [saccade.statistics.Entropy()]) as observation:
+            copied(ids)
+        assert len(observation.calls) == 2
+        assert is_attached(copied)
+        detach(copied)
+        assert torch.equal(copied(ids).logits, expected)
+    assert set(implementations(copied)) == {"eager"}
+    assert hooks_of(copied) == hooks_of(model) == 0
+    assert vars(copied).keys() == vars(model).keys()
+
+
+def test_the_first_forward_of_a_copy_leaves_the_original_alone():
+    model = tiny_llama()
+    with attach(model):
+        hooks = hooks_of(model)
+        copied = copy.deepcopy(model)
+        copied(token_ids(1, 4))
+        assert (hooks_of(copied), hooks_of(model)) == (0, hooks)
+
+
+def test_a_model_built_from_an_attached_configuration_runs_after_detach():
+    model = tiny_llama()
+    with attach(model):
+        other = type(model)(copy.deepcopy(model.config)).eval()
+        other.load_state_dict(model.state_dict())
+    ids = token_ids(1, 6)
+    assert (other(ids).logits - model(ids).logits).abs().max() < 1e-5
+
+
+def unregister() -> None:
+    for interface in (transformers.AttentionInterface, transformers.AttentionMaskInterface):
+        interface._global_mapping.pop("saccade", None)
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_an_attached_model_can_be_saved_whole(tmp_path, ran: bool):
+    model, ids = tiny_llama(), token_ids(1, 6)
+    with torch.no_grad():
+        expected = model(ids).logits
+        with attach(model):
+            if ran:
+                model(ids)
+            torch.save(model, tmp_path / "model.pt")
+        unregister()  # as in a new process
+        loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+        assert is_attached(loaded)
+        assert (loaded(ids).logits - expected).abs().max() < 1e-5
+        assert hooks_of(loaded) == 0
+        detach(loaded)
+        assert torch.equal(loaded(ids).logits, expected)
+
+
+def test_the_last_context_detaches():
+    model = tiny_llama()
+    first, second = attach(model), attach(model)
+    with first:
+        pass
+    assert is_attached(model)
+    with first:  # left before: counts no more
+        pass
+    assert is_attached(model)
+    with second:
+        pass
+    assert not is_attached(model)
+
+
+def test_a_context_left_late_does_not_detach_a_later_one():
+    model = tiny_llama()
+    with attach(model):
+        detach(model)
+        attach(model)
+    assert is_attached(model)
+    detach(model)
+
+
+def test_the_meta_device():
+    model, ids = tiny_llama().to("meta"), torch.zeros(1, 5, dtype=torch.long, device="meta")
+    with attach(model):
+        logits = model(ids).logits
+    assert (logits.shape, logits.device.type) == ((1, 5, 99), "meta")
 
 
 def test_counting_hooks_go_after_the_first_forward():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -42,13 +44,13 @@ def state(model) -> tuple:
         (dict(m._forward_hooks), dict(m._forward_pre_hooks), dict(m._forward_hooks_always_called))
         for m in model.modules()
     ]
+    interfaces = (transformers.AttentionInterface, transformers.AttentionMaskInterface)
     implementations = [m.config._attn_implementation for m in model.modules() if hasattr(m, "config")]
     return (
         hooks,
         implementations,
         [set(vars(m)) for m in model.modules()],
-        dict(transformers.AttentionInterface._global_mapping),
-        dict(transformers.AttentionMaskInterface._global_mapping),
+        *({k: v for k, v in i._global_mapping.items() if k != "saccade"} for i in interfaces),
         torch.nn.functional.scaled_dot_product_attention,
         torch.nn.functional.multi_head_attention_forward,
         OBSERVER.get(),
@@ -386,18 +388,107 @@ def test_a_forward_without_attention():
 
 
 def test_no_forward_at_all():
-    with pytest.raises(UnsupportedModelError, match="0 forwards of Net"), observe(Net()):
+    with pytest.raises(ArgumentError, match="Net was not run inside the observe context"), observe(Net()):
         attention(X, X, X)
+    with pytest.raises(ArgumentError, match="Net was not run inside the observe context"), observe(Net()):
+        pass
 
 
 def test_another_thread_is_not_silent():
     net = Net()
     with (
-        pytest.raises(UnsupportedModelError, match="in this thread"),
+        pytest.raises(ArgumentError, match=r"not run inside the observe context.*in this thread"),
         observe(net, [Entropy()]),
         ThreadPoolExecutor(1) as pool,
     ):
         pool.submit(net, X).result()
+
+
+@pytest.mark.parametrize("name", ["Llama", "net"])
+def test_threads_that_observe_one_model_get_their_own_calls(name: str):
+    """Forwards of both overlap: each waits for the other within its first layer."""
+    model = Net() if name == "net" else tiny(name)
+    before = state(model)
+    inside = threading.Barrier(2, timeout=60)
+
+    def go(statistic, lengths):
+        with observe(model, [statistic]) as observation:
+            for n in lengths:
+                inside.wait()
+                model(X[:, :, :n] if name == "net" else token_ids(1, n))
+        return observation
+
+    def meet(*_):
+        inside.wait()
+
+    layer = model.first if name == "net" else model.model.layers[0]
+    handle = layer.register_forward_pre_hook(meet)
+    with ThreadPoolExecutor(2) as pool:
+        a = pool.submit(go, Entropy(), [3, 4, 3])
+        b = pool.submit(go, MaxWeight(), [5, 6, 5])
+        found = [a.result(), b.result()]
+    handle.remove()
+    assert [[c.lengths.queries for c in o.calls] for o in found] == [[3, 3, 4, 4, 3, 3], [5, 5, 6, 6, 5, 5]]
+    assert [[c.forward for c in o.calls] for o in found] == [[0, 0, 1, 1, 2, 2]] * 2
+    assert [{*c.report} for o in found for c in o.calls] == [{"entropy"}] * 6 + [{"max_weight"}] * 6
+    assert found[0].sites == found[1].sites
+    assert state(model) == before
+
+
+def test_a_thread_that_is_done_does_not_detach_the_model_of_another():
+    model = tiny("Llama")
+    with observe(model, [Entropy()]) as observation:
+
+        def other():
+            with observe(model, [Entropy()]) as mine:
+                model(token_ids(1, 4))
+            return len(mine.calls)
+
+        with ThreadPoolExecutor(1) as pool:
+            early = pool.submit(other).result()
+        model(token_ids(1, 5))
+    assert (early, len(observation.calls)) == (2, 2)
+    assert not is_attached(model)
+
+
+def test_the_first_context_to_open_may_be_the_first_to_close():
+    model = tiny("Llama")
+    both, opened, closed = threading.Barrier(2, timeout=60), threading.Event(), threading.Event()
+
+    def first():
+        with observe(model, [Entropy()]) as observation:
+            opened.set()
+            both.wait()
+            model(token_ids(1, 4))
+        closed.set()
+        return len(observation.calls)
+
+    def second():
+        assert opened.wait(60)
+        with observe(model, [Entropy()]) as observation:
+            both.wait()
+            assert closed.wait(60)
+            model(token_ids(1, 5))
+        return len(observation.calls)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(first), pool.submit(second)]
+        assert [result.result() for result in results] == [2, 2]
+    assert not is_attached(model)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])  # noqa: S301
+def test_a_copy_made_while_observed_is_not_observed(how):
+    net = Net()
+    with observe(net, [Entropy()]) as observation:
+        copied = how(net)
+        net(X)
+        copied(X)
+    assert [c.forward for c in observation.calls] == [0, 0]
+    assert copied(X).equal(net(X))
+    with observe(copied, [Entropy()]) as of_copy:
+        copied(X)
+    assert len(of_copy.calls) == 2
 
 
 def test_an_unsupported_model_is_named():

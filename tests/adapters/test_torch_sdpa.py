@@ -167,6 +167,13 @@ def test_the_mask_gets_its_gradient():
     assert_close(grads[1], grads[0], **CLOSE)
 
 
+def test_the_meta_device():
+    x = torch.empty(2, 3, 5, 8, device="meta")
+    with sdpa():
+        output = functional.scaled_dot_product_attention(x, x, x)
+    assert (output.shape, output.device.type) == (x.shape, "meta")
+
+
 def test_autocast_agrees_with_torch():
     query, key, value = tensors(*[(1, 2, 4, 8)] * 3)
     with torch.autocast("cpu", torch.bfloat16):

@@ -205,6 +205,13 @@ def test_dtype_is_kept(dtype):
         assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
+def test_another_dtype_on_the_meta_device_is_one_clear_error():
+    layer = nn.MultiheadAttention(8, 2, device="meta")
+    x = torch.empty(3, 1, 8, device="meta", dtype=torch.float64)
+    with pytest.raises(errors.DtypeError, match="convert one of them"):
+        layer(x, x, x)
+
+
 def test_autocast_agrees_with_torch():
     theirs, ours = pair(12, 3, add_bias_kv=True)
     x = inputs(theirs)

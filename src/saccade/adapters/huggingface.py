@@ -9,19 +9,24 @@ A model is attached only if every module that computes attention looks its funct
 from the modules' code before anything is changed; then, in each module's first forward, the calls
 that arrive are counted. So a model is never observed by halves: it is refused by name, and is
 afterwards what it was before.
+
+What undoes it lies on the model, so that a copy of an attached model, or one loaded from a file, is
+attached as well. The registered name stays: it changes nothing in a model that does not name it,
+and copies of models and configurations that do would fail without it.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, TracebackType
 from typing import Any, Self
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +35,7 @@ from saccade import functional, masks
 from saccade.adapters.huggingface_masks import CarriedMask, carry, everything, hide_keys
 from saccade.errors import ArgumentError, MaskError, MissingExtraError, UnsupportedModelError
 from saccade.masks import Mask
+from saccade.nn.autocast import autocast_dtype
 from saccade.scores import DenseBias
 
 NAME = "saccade"
@@ -45,16 +51,19 @@ QUERY_OFFSET: ContextVar[int | None] = ContextVar("saccade_query_offset", defaul
 class Attachment:
     """A model whose attention comes through Saccade; as a context, it undoes what `attach` did.
 
+    A model that was attached several times, also by several threads, is detached by the last context
+    that is left.
+
     Attributes:
         model: the model.
         sites: the `named_modules` paths of its attention modules.
-        fresh: False if the model was attached already, so that there is nothing for this context to
-            undo.
+        fresh: False if the model was attached already.
     """
 
     model: nn.Module
     sites: list[str]
     fresh: bool = True
+    _undo: _Undo | None = None
 
     def detach(self) -> None:
         """See `saccade.detach`."""
@@ -69,17 +78,33 @@ class Attachment:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.fresh:
-            self.detach()
+        undo, self._undo = self._undo, None
+        with LOCK:
+            if undo is None or _undo_of(self.model) is not undo:
+                return
+            undo.users -= 1
+            if not undo.users:
+                self.detach()
 
 
 @dataclass(eq=False)
 class _Undo:
-    """How to make a model what it was."""
+    """How to make a model what it was. Copied and pickled together with the model.
 
+    Attributes:
+        users: how many handles that `attach` gave out have not been left as contexts.
+    """
+
+    model: nn.Module
     sites: dict[str, nn.Module]
     configs: list[tuple[Any, Any]] = field(default_factory=list)
     hooks: list[Any] = field(default_factory=list)
+    users: int = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _register()
+        _attached.add(self.model)
 
     def __call__(self) -> None:
         for hook in self.hooks:
@@ -89,14 +114,23 @@ class _Undo:
             config._attn_implementation_internal = implementation  # noqa: SLF001
 
 
-_attached: WeakKeyDictionary[nn.Module, _Undo] = WeakKeyDictionary()
+# The attribute of an attached model that holds its `_Undo`.
+_UNDO = "_saccade_undo"
+
+_attached: WeakSet[nn.Module] = WeakSet()
+# Held while models are attached and detached, and while hooks are put on: PyTorch counts their ids unguarded.
+LOCK = threading.RLock()
+
+
+def _undo_of(model: nn.Module) -> _Undo | None:
+    return vars(model).get(_UNDO)
 
 
 def attach(model: nn.Module) -> Attachment:
     """Let the attention of a Hugging Face model come through Saccade; results stay the same.
 
     The model may hold several models (vision and text, encoder and decoder). Attaching it again
-    changes nothing.
+    changes nothing. A copy of an attached model is attached as well, until it is detached itself.
 
     Args:
         model: a `transformers.PreTrainedModel`.
@@ -111,11 +145,19 @@ def attach(model: nn.Module) -> Attachment:
             raises in its first forward.
     """
     _need_huggingface(model)
-    if model in _attached:
-        return Attachment(model, list(_attached[model].sites), fresh=False)
-    undo = _Undo(attention_sites(model), _implementations(model))
+    with LOCK:
+        undo = _undo_of(model)
+        fresh = undo is None
+        undo = undo or _attach(model)
+        undo.users += 1
+        return Attachment(model, list(undo.sites), fresh, undo)
+
+
+def _attach(model: nn.Module) -> _Undo:
+    undo = _Undo(model, attention_sites(model), _implementations(model))
     _register()
-    _attached[model] = undo
+    vars(model)[_UNDO] = undo
+    _attached.add(model)
     try:
         model.set_attn_implementation(NAME)  # type: ignore[operator]
         _check_configurations(model, undo.sites)
@@ -123,23 +165,25 @@ def attach(model: nn.Module) -> Attachment:
         detach(model)
         raise
     for site, module in undo.sites.items():
-        undo.hooks += _count_first_forward(model, site, module)
-    return Attachment(model, list(undo.sites))
+        undo.hooks += _FirstForward(site).watch(module)
+    return undo
 
 
 def detach(model: nn.Module) -> None:
-    """Make a model what it was before `attach`; nothing happens if it is not attached."""
-    undo = _attached.pop(model, None)
-    if undo is None:
-        return
-    undo()
-    if not _attached:
-        _unregister()
+    """Make a model what it was before `attach`, however often that was; nothing if it is not attached.
+
+    The name that `attach` registered in transformers stays, for copies of the model.
+    """
+    with LOCK:
+        undo = vars(model).pop(_UNDO, None)
+        if undo is not None:
+            _attached.discard(model)
+            undo()
 
 
 def is_attached(model: nn.Module) -> bool:
     """Whether the attention of this model comes through Saccade."""
-    return model in _attached
+    return _undo_of(model) is not None
 
 
 def huggingface_models(model: nn.Module) -> list[nn.Module]:
@@ -169,17 +213,12 @@ def _need_huggingface(model: object) -> None:
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
+    if NAME in AttentionInterface._global_mapping and NAME in AttentionMaskInterface._global_mapping:  # noqa: SLF001
+        return
     # A compiled model leaves its graph for the mask and for attention: so every call is seen.
     eager: Any = torch.compiler.disable
     AttentionInterface.register(NAME, eager(attend))
     AttentionMaskInterface.register(NAME, eager(carry))
-
-
-def _unregister() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    for interface in (AttentionInterface, AttentionMaskInterface):
-        interface._global_mapping.pop(NAME, None)  # noqa: SLF001  there is no public way back
 
 
 def _implementations(model: nn.Module) -> list[tuple[Any, Any]]:
@@ -297,26 +336,45 @@ def _check_configurations(model: nn.Module, sites: dict[str, nn.Module]) -> None
 _arrived: ContextVar[int] = ContextVar("saccade_arrived", default=0)
 
 
-def _count_first_forward(model: nn.Module, site: str, module: nn.Module) -> list[Any]:
-    """Hooks that see whether a call arrives in a module's first forward, and then go."""
-    before: list[int] = []
+@dataclass(eq=False)
+class _FirstForward:
+    """Hooks that see whether a call arrives in a module's first forward, and then go.
 
-    def enter(*_: Any) -> None:
-        before.append(_arrived.get())
+    They hold no model: a copy of the module is watched on its own, and can be pickled.
+    """
 
-    def leave(*_: Any) -> None:
-        for hook in hooks:
-            hook.remove()
-        if before and _arrived.get() == before[-1]:
-            detach(model)
-            raise UnsupportedModelError(
-                f"{type(model).__name__} is not supported: {site} ran and no attention call came "
-                "through Saccade. The "
-                "model is detached and left as it was"
-            )
+    site: str
+    hooks: list[Any] = field(default_factory=list)
+    before: dict[int, int] = field(default_factory=dict)  # by thread
 
-    hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    return hooks
+    def watch(self, module: nn.Module) -> list[Any]:
+        self.hooks = [module.register_forward_pre_hook(self.enter), module.register_forward_hook(self.leave)]
+        return self.hooks
+
+    def enter(self, *_: Any) -> None:
+        self.before[threading.get_ident()] = _arrived.get()
+
+    def leave(self, module: nn.Module, *_: Any) -> None:
+        before = self.before.pop(threading.get_ident(), None)
+        if before is None:
+            return
+        with LOCK:
+            for hook in self.hooks:
+                hook.remove()
+        if _arrived.get() == before:
+            self._refuse(module)
+
+    def _refuse(self, module: nn.Module) -> None:
+        with LOCK:
+            undos = {model: undo for model in _attached if (undo := _undo_of(model)) is not None}
+            models = [model for model, undo in undos.items() if undo.sites.get(self.site) is module]
+            for model in models:
+                detach(model)
+        name = type(models[0] if models else module).__name__
+        raise UnsupportedModelError(
+            f"{name} is not supported: {self.site} ran and no attention call came through Saccade. The "
+            "model is detached and left as it was"
+        )
 
 
 # ---------------------------------------------------------------------------------- the function
@@ -383,10 +441,8 @@ def attend(  # noqa: PLR0913, PLR0917  transformers' signature
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
     """In the dtype that autocast, if it is on, makes PyTorch compute attention in."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return list(tensors)
-    return [x.to(torch.get_autocast_dtype(kind)) for x in tensors]
+    dtype = autocast_dtype(tensors[0].device)
+    return list(tensors) if dtype is None else [x.to(dtype) for x in tensors]
 
 
 # Arguments that change the pattern in ways that are not in the mask: sparse indices, block indices,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,8 +80,8 @@ def observe(model: nn.Module, statistics: Statistic | Iterable[Statistic] = ()) 
 
     Hugging Face models are attached for the duration if they are not; in any other model the calls
     of `torch.nn.functional.scaled_dot_product_attention` are served and observed as well. Contexts
-    may be nested, for one model or several. Afterwards the model is what it was, also after an
-    error.
+    may be nested, for one model or several; other threads may observe the same model, each in a
+    context of its own. Afterwards the model is what it was, also after an error.
 
     `Distance()` takes the position of the first query from the model's cache. It is left out of a
     report where distance has no meaning or is not known: in cross-attention, and where Nq differs
@@ -95,7 +96,8 @@ def observe(model: nn.Module, statistics: Statistic | Iterable[Statistic] = ()) 
             compiled; when the context ends: a forward of the model, or all of them, made no
             attention call that came through.
         ShapeError: a statistic does not fit a call, such as `Mass` of 12 keys where there are 13.
-        ArgumentError: nested contexts ask for one statistic in two ways.
+        ArgumentError: nested contexts ask for one statistic in two ways; when the context ends: the
+            model was not run inside it.
 
     >>> import torch, saccade
     >>> from saccade.adapters.observation import observe
@@ -144,15 +146,18 @@ def _refuse_compiled(model: nn.Module) -> None:
 
 
 def _check_complete(model: nn.Module, observation: Observation, watch: _Watch) -> None:
-    """Raise if a forward made no attention call, or none was made at all."""
+    """Raise if the model was not run, if a forward made no attention call, or none was made at all."""
+    if not watch.count:
+        raise ArgumentError(
+            f"{type(model).__name__} was not run inside the observe context: call the model itself "
+            "(not a copy) inside it, in this thread"
+        )
     silent = sorted(watch.whole - {call.forward for call in observation.calls})
     if silent or not observation.calls:
         what = f"forward {silent[0]} of {watch.count}" if silent else f"{watch.count} forwards"
         raise UnsupportedModelError(
-            f"no attention call came through Saccade in {what} of {type(model).__name__}: run the "
-            "model itself inside "
-            "the context, in this thread and not compiled; its attention has to call "
-            "saccade.attention, "
+            f"no attention call came through Saccade in {what} of {type(model).__name__}: its "
+            "attention has to run in this thread, not compiled, and call saccade.attention, "
             "saccade.nn.MultiheadAttention or torch.nn.functional.scaled_dot_product_attention"
         )
 
@@ -222,25 +227,39 @@ class _Watch:
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[_Watch]:
     """Hooks on every module of the model that keep a `_Watch`."""
-    watch, hooks = _Watch(), ExitStack()
-    with hooks:
-        for site, module in model.named_modules():
-            _hook(site, module, watch, hooks)
+    watch = _Watch()
+    with ExitStack() as stack:
+        stack.callback(_WATCHES.reset, _WATCHES.set(_WATCHES.get() | {watch}))
+        with huggingface.LOCK:
+            for site, module in model.named_modules():
+                hook = _Hook(site, watch)
+                stack.callback(module.register_forward_pre_hook(hook.enter, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(hook.leave, always_call=True).remove)
         yield watch
 
 
-def _hook(site: str, module: nn.Module, watch: _Watch, hooks: ExitStack) -> None:
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watch.enter(_Running(site, module, args, kwargs))
+# The observations that are open here: a module's hooks also run in the forwards of other threads.
+_WATCHES: ContextVar[frozenset[_Watch]] = ContextVar("saccade_watches", default=frozenset())
 
-    def leave(module: nn.Module, *_: Any) -> None:
-        watch.leave(module)
 
-    for handle in (
-        module.register_forward_pre_hook(enter, with_kwargs=True),
-        module.register_forward_hook(leave, always_call=True),
-    ):
-        hooks.callback(handle.remove)
+@dataclass(eq=False)
+class _Hook:
+    """The hooks of one module. Its copies, on a copy of the module, watch nothing."""
+
+    site: str = ""
+    watch: _Watch | None = None
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
+
+    # No kwargs: another thread is just adding or removing this hook, so the call is not ours.
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if self.watch in _WATCHES.get() and self.watch is not None:
+            self.watch.enter(_Running(self.site, module, args, kwargs or {}))
+
+    def leave(self, module: nn.Module, *_: Any) -> None:
+        if self.watch in _WATCHES.get() and self.watch is not None:
+            self.watch.leave(module)
 
 
 # ---------------------------------------------------------------------------------- the observer

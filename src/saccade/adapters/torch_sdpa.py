@@ -30,6 +30,7 @@ from saccade import masks
 from saccade.errors import ArgumentError, MaskError, ShapeError, UnsupportedModelError
 from saccade.functional import attention
 from saccade.masks import Lengths, Mask
+from saccade.nn.autocast import autocast_dtype
 from saccade.nn.multihead import Masking, Projections, multi_head_attention, refuse_dropout
 from saccade.nn.torch_masks import check_dtype, combine
 
@@ -160,10 +161,9 @@ def _check(**tensors: Tensor) -> None:
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
     """In the dtype that autocast, if it is on, makes PyTorch compute attention in."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    dtype = autocast_dtype(tensors[0].device)
+    if dtype is None:
         return list(tensors)
-    dtype = torch.get_autocast_dtype(kind)
     return [x if x.dtype == torch.float64 else x.to(dtype) for x in tensors]
 
 

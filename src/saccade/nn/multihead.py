@@ -29,6 +29,7 @@ from saccade.backends.reference import pattern
 from saccade.errors import ArgumentError, DeviceError, DtypeError, MaskError, ShapeError
 from saccade.functional import attention, make_problem
 from saccade.masks import Lengths, Mask
+from saccade.nn.autocast import autocast_dtype
 from saccade.nn.torch_masks import check_dtype, combine
 from saccade.scores import Problem
 from saccade.statistics import Report, Statistic
@@ -269,7 +270,7 @@ def _check_input(name: str, x: Tensor, weight: Tensor) -> None:
         )
     if x.device != weight.device:
         raise DeviceError(f"{name} is on {x.device}, the layer on {weight.device}: move one of them")
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and autocast_dtype(x.device) is None:
         raise DtypeError(f"{name} is {x.dtype}, the layer {weight.dtype}: convert one of them")
 
 
