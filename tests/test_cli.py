@@ -96,6 +96,9 @@ BAD = {
     "no number": (["show", TEXT, "--layer", "first"], "--layer first: expected a number from 0, or mean"),
     "negative": (["show", TEXT, "--layer", "-1"], "--layer -1: expected a number from 0, or mean"),
     "token": (["show", TEXT, "-m", "MODEL", "--token", "lily"], "Its words: He left the roses by bank ."),
+    "no such occurrence": (["show", TEXT, "-m", "MODEL", "--token", "bank:2"], "“bank” occurs once"),
+    "only special": (["show", "[CLS] [SEP]", "-m", "MODEL"], "the text is empty; expected at least one word"),
+    "no model's name": (["show", TEXT, "-m", ""], "the model's name is empty"),
     "too long": (["show", "he " * 99, "-m", "MODEL"], "101 tokens long; tiny has positions for 64. --truncate"),
     "no model": (["show", TEXT, "-m", "./nowhere"], "nowhere: there is no such folder"),
     "ending": (["show", TEXT, "-o", "x.pdf"], "expected one of .png, .svg, .json, .csv"),
@@ -241,3 +244,54 @@ def test_json_says_which_text_and_model(run, model, tmp_path):
 
 def test_errors_are_of_our_tree():
     assert issubclass(errors.ModelNotFoundError, errors.SaccadeError)
+
+
+def finished(command, **environment):
+    """What `saccade` followed by a shell's words returns, with the streams that the shell gives it."""
+    places = {"PYTHONPATH": str(SOURCE.parent), "HF_HUB_OFFLINE": "1"}
+    line = f'exec "{sys.executable}" -m saccade.cli {command}'
+    return subprocess.run(
+        ["/bin/sh", "-c", line], env=os.environ | places | environment, capture_output=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("doctor >/dev/full", "standard output cannot be written to: No space left on device"),
+        ("--help >/dev/full", "standard output cannot be written to: No space left on device"),
+        ("doctor >&-", "standard output is closed"),
+        ("show <&-", "there is no text"),
+        ("show - <&-", "standard input is closed"),
+    ],
+)
+def test_a_stream_that_is_full_or_closed_is_one_message(command, message):
+    done = finished(command)
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith(f"saccade: {message}")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_terminal_of_no_columns_gets_forty(run, model, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    code, out, err = run("show", TEXT, "-m", model)
+    assert (code, err) == (0, "")
+    assert 30 < max(map(cell_len, out.splitlines())) <= cli.NARROWEST
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_our_characters_gets_others(model, encoding):
+    plain = {"LC_ALL": "C", "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = finished(f'show "{TEXT}" -m "{model}" --token bank', **plain)
+    assert done.returncode == 0
+    assert b"?" not in done.stdout
+    for shades in (b".. from", b":: from", b"++ from", b"## from", b'Who looks at "bank"', b"looker's"):
+        assert shades in done.stdout
+
+
+def test_special_tokens_in_the_text_are_remarked_on(run, model, tmp_path):
+    remark = "The text itself has [SEP]: "
+    assert remark in run("show", "he [SEP] left", "-m", model)[1]
+    assert remark in run("show", "he [SEP] left", "-m", model, "-o", tmp_path / "x.json")[2]
+    assert remark not in run("show", "he [SEP] left", "-m", model, "--special")[1]
+    assert remark not in run("show", "he left", "-m", model)[1]

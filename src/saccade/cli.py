@@ -7,13 +7,15 @@ interrupted, 141 whoever read our output left.
 
 from __future__ import annotations
 
+import codecs
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -26,8 +28,12 @@ if TYPE_CHECKING:
     from saccade.views import AttentionView
 
 BAD_REQUEST, INTERRUPTED, READER_LEFT = 2, 130, 141
+NARROWEST = 40  # columns; a terminal that claims fewer is written to as if it had these
 ENDINGS = (".png", ".svg", ".json", ".csv")
 MEAN = "mean"
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EBADF})
+# What stands in, cell for cell, for characters that a terminal's encoding lacks.
+PLAIN = dict(zip("░▒▓█×·–—…‘’“”␣⇥↵▀", ".:+#x.--.''\"\"_>/ ", strict=True))  # noqa: RUF001  meant
 
 EXAMPLES = """Examples:
 
@@ -55,11 +61,24 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script."""
+    codecs.register_error("saccade", _in_plain)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character gets a question mark
-            stream.reconfigure(errors="replace")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="saccade")
     with reported():
+        if sys.stdout is None:
+            raise errors.ArgumentError("standard output is closed; there is nowhere to write to")
         app(prog_name="saccade")
+
+
+def _in_plain(error: UnicodeError) -> tuple[str, int]:
+    """A codec's error handler: what to write for characters that the encoding lacks, as wide as they are."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    from rich.cells import cell_len
+
+    lacking = error.object[error.start : error.end]
+    return "".join(PLAIN.get(character, "?" * cell_len(character)) for character in lacking), error.end
 
 
 @contextmanager
@@ -69,14 +88,28 @@ def reported() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except errors.SaccadeError as error:
-        sys.stderr.write(f"saccade: {error}\n")
-        sys.exit(BAD_REQUEST)
+        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, and would complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         sys.exit(READER_LEFT)
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        _silence()
+        _fail(f"standard output cannot be written to: {error.strerror}")
+
+
+def _fail(message: str) -> NoReturn:
+    if sys.stderr is not None:
+        sys.stderr.write(f"saccade: {message}\n")
+    sys.exit(BAD_REQUEST)
+
+
+def _silence() -> None:
+    """Python flushes stdout once more at exit, and would complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -186,7 +219,9 @@ def _bytes(text: str | None, file: Path | None) -> tuple[bytes, str]:
             raise errors.ArgumentError(f"--file {file}: {error.strerror}") from error
     if text not in {None, "-"}:
         return os.fsencode(text or ""), "the text"
-    if sys.stdin.isatty() and text is None:
+    if sys.stdin is None and text is not None:
+        raise errors.ArgumentError("standard input is closed; there is no text")
+    if text is None and (sys.stdin is None or sys.stdin.isatty()):
         raise errors.ArgumentError('there is no text: saccade show "some words", --file FILE, or pipe it in')
     return sys.stdin.buffer.read(), "standard input"
 
@@ -214,7 +249,7 @@ def _look(text: str, model: str | None, kind: str, *, truncate: bool) -> Attenti
 @contextmanager
 def _progress(what: str) -> Iterator[None]:
     """Say on a terminal what takes so long; nothing remains of it."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
@@ -242,7 +277,9 @@ def _console() -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return Quiet(soft_wrap=False, highlight=False, emoji=False, markup=False)
+    console = Quiet(soft_wrap=False, highlight=False, emoji=False, markup=False)
+    console.width = max(console.width, NARROWEST)
+    return console
 
 
 def _write(view: AttentionView, out: Path, focus: int | None) -> None:
@@ -258,6 +295,8 @@ def _write(view: AttentionView, out: Path, focus: int | None) -> None:
             if export.detail(view) == "statistics":
                 more = "; --layer and --head bring all weights of one head" if view.weights is not None else ""
                 remarks = [f"a long text: statistics and the heaviest keys of each query{more}"]
+    if view.hidden and view.typed:
+        remarks = [*remarks, view.remark_on_typed()]
     typer.echo(f"wrote {out}")
     for remark in remarks:
         typer.echo(f"saccade: {remark}", err=True)

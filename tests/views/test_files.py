@@ -110,3 +110,20 @@ def test_a_full_disk_is_an_argument_error(tmp_path):
     with pytest.raises(ArgumentError, match="No space left"), whole(tmp_path / "x.json"):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_words_picture_marks_it_and_numbers_repeated_words(view):
+    plain = view.without_special()
+    figure = picture._word(plain, 6)
+    labels = figure.axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["He", "left", "the", "roses", "by", "the:2", "bank", "."]
+    assert [label.get_weight() for label in labels] == [*["normal"] * 6, "bold", "normal"]
+
+
+def test_sixty_words_are_all_named(long_bert):
+    from saccade.views import look
+
+    plain = look(long_bert, "he left the rose by it " * 10).without_special()
+    axis = picture._overview(plain).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == plain.labels
+    assert [label.get_text() for label in axis.get_yticklabels()] == plain.labels

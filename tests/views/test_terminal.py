@@ -87,7 +87,7 @@ def test_the_heaviest_key_is_named_with_its_weight(view):
     key = int(one.weights[0, 0, query].argmax())
     table = printed(one).split("Where each word looked most")[1]
     row = next(line for line in table.splitlines() if line.lstrip().startswith("bank "))
-    first = terminal.name_of(one, key)
+    first = one.name(key)
     assert row.split()[1:3] == [first, f"{one.weights[0, 0, query, key] * 100:.0f}%"]
 
 
@@ -113,7 +113,7 @@ def test_one_words_view_names_every_head(view):
     for layer, keys in zip(plain.layers, top, strict=True):
         row = next(line for line in block.splitlines() if line.startswith(f"layer {layer}"))
         for key in keys:
-            assert terminal.name_of(plain, int(key))[:5] in row
+            assert plain.name(int(key))[:5] in row
 
 
 def test_no_color_and_sixteen_colours_fall_back_to_shades(view):
@@ -137,3 +137,42 @@ def test_shades_and_colours_rise_with_the_weight():
     assert shades == sorted(shades, key=ramp.SHADES.index)
     light = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(ramp.colour, np.linspace(0, 1, 50))]
     assert light == sorted(light)
+
+
+def test_titles_of_averages_fit_their_patterns(view):
+    plain = view.without_special()
+    by_head, by_layer = printed(plain.select("mean")), printed(plain.select(None, "mean"))
+    for head in plain.heads:
+        assert f"mean, head {head}" in by_head.split("Where each word")[0]
+    assert re.search(r"layer \d, mean   .*layer \d, mean\n", by_layer)
+    assert plain.select("mean", "mean").short_title(0, 0) == "mean"
+
+
+def test_a_narrow_terminal_wraps_headings_and_drops_whole_columns(view):
+    plain = view.without_special()
+    text = printed(plain, width=40)
+    wide = printed(plain)
+    levels = re.findall(r"\S\S from +\d+%", wide)
+    assert len(levels) == 8  # of the patterns, and of the word's rows, which a narrow terminal has no room for
+    assert re.findall(r"\S\S from +\d+%", text) == levels[:4]
+    assert "No room" not in wide
+    for words in (
+        "rows look, columns are looked at",
+        "neighbours aside",
+        f"{len(plain.units)} words",
+        "No room for: strongest",
+    ):
+        assert words in " ".join(text.split())
+
+
+def test_the_heads_that_are_shown_are_named(view):
+    plain = view.without_special()
+    assert "in layer 1, head 0\n" in printed(plain.select(1, 0), terminal.render_word)
+    assert "in every layer, mean of all heads\n" in printed(plain.select(None, "mean"), terminal.render_word)
+
+
+def test_lists_by_layer_end_with_a_whole_entry(view):
+    block = printed(view.without_special(), terminal.render_word, width=40).split("layer by layer")[1]
+    rows = [line for line in block.splitlines() if line.startswith("layer ")]
+    assert len(rows) == 2 * len(view.layers)
+    assert all(line.rstrip().endswith("%") for line in rows)

@@ -97,6 +97,7 @@ def load(name: str | None = None) -> Pretrained:
             small model.
 
     Raises:
+        ArgumentError: the name is empty.
         ModelNotFoundError: nothing of that name can be loaded; the message says what was tried.
         IntegrityError: the packaged model's weights are not the published ones, or weights are
             missing.
@@ -112,6 +113,8 @@ def load(name: str | None = None) -> Pretrained:
 
 def _find(name: str | None) -> tuple[str, str | Path, bool]:
     """What the model is called on screen, where it is, and whether that is on this machine."""
+    if name is not None and not name.strip():
+        raise ArgumentError("the model's name is empty; expected a name on the hub or a folder")
     if name is None or (name in DEFAULT_NAMES and packaged_folder() and not Path(name).exists()):
         return DEFAULT_MODEL, check_packaged(), True
     if _is_folder(name):
@@ -333,7 +336,7 @@ def encode(pretrained: Pretrained, text: str, *, truncate: bool = False) -> Enco
         truncate: cut a text that is too long instead of refusing it.
 
     Raises:
-        ArgumentError: the text is blank, or too long and not to be cut.
+        ArgumentError: the text is blank or holds special tokens only, or it is too long and not to be cut.
     """
     if not text.strip():
         raise ArgumentError("the text is empty; expected at least one word")
@@ -350,7 +353,12 @@ def encode(pretrained: Pretrained, text: str, *, truncate: bool = False) -> Enco
         kept = _tokenize(tokenizer, text, truncation=True, max_length=limit) if dropped else whole
     if not kept["input_ids"]:
         raise ArgumentError(f"the tokenizer of {pretrained.name} makes no tokens of this text")
-    return _encoded(tokenizer, kept, dropped)
+    encoded = _encoded(tokenizer, kept, dropped)
+    if all(encoded.special):
+        raise ArgumentError(
+            f"the text is empty; expected at least one word. {pretrained.name} reads only special tokens in it"
+        )
+    return encoded
 
 
 def _tokenize(tokenizer: Any, text: str, **options: Any) -> Any:

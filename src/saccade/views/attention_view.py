@@ -79,6 +79,7 @@ class AttentionView:
         hidden: labels of special units that were taken out; their mass is in
             ``summary.special_mass``.
         dropped: tokens that were cut off at the text's end.
+        typed: labels of special tokens that are written in the text itself.
     """
 
     model: str
@@ -92,6 +93,7 @@ class AttentionView:
     part: str = ""
     hidden: tuple[str, ...] = field(default=())
     dropped: int = 0
+    typed: tuple[str, ...] = field(default=())
 
     @property
     def labels(self) -> list[str]:
@@ -108,10 +110,27 @@ class AttentionView:
         """Which units stand outside the text, ``(N,)``."""
         return np.array([unit.special for unit in self.units], dtype=bool)
 
+    def name(self, i: int) -> str:
+        """A unit's label, with ``:2`` for the second one of that label, as `find` reads it."""
+        label = self.units[i].label
+        nth = sum(unit.label.casefold() == label.casefold() for unit in self.units[: i + 1])
+        return f"{label}:{nth}" if nth > 1 else label
+
+    def remark_on_typed(self) -> str:
+        """What to say of special tokens that are written in the text and were taken out with the others."""
+        return f"The text itself has {' '.join(self.typed)}: to the model special tokens, and hidden like the others."
+
     def title(self, layer: int, head: int) -> str:
         """The name of one head, such as "layer 2 head 8"; arguments are positions in `layers` and `heads`."""
         names = (("layer", "layers", self.layers[layer]), ("head", "heads", self.heads[head]))
         return " ".join(f"all {many}" if name == MEAN else f"{one} {name}" for one, many, name in names)
+
+    def short_title(self, layer: int, head: int) -> str:
+        """The same where there is little room: "mean, head 4" where `title` says "all layers head 4"."""
+        if MEAN not in (self.layers[layer], self.heads[head]):
+            return self.title(layer, head)
+        names = (("layer", self.layers[layer]), ("head", self.heads[head]))
+        return ", ".join(dict.fromkeys(MEAN if name == MEAN else f"{one} {name}" for one, name in names))
 
     # ------------------------------------------------------------------------------------ choosing
 
@@ -176,10 +195,14 @@ class AttentionView:
             ArgumentError: there is none; the message lists those there are.
         """
         label, _, number = wanted.rpartition(":")
+        places: list[int] = []
         for name, nth in ((wanted, 1), (label, int(number) if number.isdecimal() else 0)):
             places = [i for i, unit in enumerate(self.units) if unit.label.casefold() == name.casefold()]
             if 1 <= nth <= len(places):
                 return places[nth - 1]
+        if places and number.isdecimal():
+            times = "once" if len(places) == 1 else f"{len(places)} times"
+            raise ArgumentError(f"--token {wanted}: “{label}” occurs {times}")
         listed = list(dict.fromkeys(self.labels))
         more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
         raise ArgumentError(f"--token {wanted}: not in the text. Its {self.kind}: {' '.join(listed[:LISTED])}{more}")
@@ -332,7 +355,14 @@ def look(pretrained: Pretrained, text: str, *, kind: str = "words", truncate: bo
         summary=_summary(calls) if weights is None else summarize(weights, special),
         weights=weights,
         dropped=encoded.dropped,
+        typed=_typed(encoded),
     )
+
+
+def _typed(encoded: Encoded) -> tuple[str, ...]:
+    """Special tokens that cover characters of the text, each once; those added around it cover none."""
+    parts = zip(encoded.tokens, encoded.special, encoded.spans or (), strict=False)
+    return tuple(dict.fromkeys(token for token, special, (start, stop) in parts if special and stop > start))
 
 
 def _entries(pretrained: Pretrained, n: int) -> int:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 PANELS, FEW_PANELS = 6, 4  # heads in the overview of a short text and of a longer one
 SHORT = 16  # units
-MOST_TICKS = 32
+MOST_TICKS = 64  # up to so many units all are on the ticks
+FEWER_TICKS = 32  # at most so many of a longer text, and in a font of ordinary size
 MOST_CELLS = 128
 LONG_GAMMA = 0.4  # weights in a long text are small: its colours grow with this power of them
 LONGEST = 16  # characters of a label on a tick
@@ -44,6 +45,7 @@ FONTS = (
     "Microsoft YaHei",
     "Noto Emoji",
 )
+MARK: dict[str, str] = {"weight": "bold", "color": "#b3261e"}  # the word in question, on its axis
 # White where nothing is, dark where most is: for paper and for pages.
 PALE = ("#ffffff", "#d9ecf2", "#8cc6d4", "#3d93b3", "#1f5f8f", "#1d2236")
 
@@ -129,16 +131,16 @@ def _word(view: AttentionView, focus: int) -> Figure:
     assert view.weights is not None
     mean = view.weights.mean(1)
     rows = {"where it looks": (mean[:, focus], KEY), "who looks at it": (mean[:, :, focus], QUERY)}
-    wide = max(0.34 * min(len(view.units), MOST_TICKS) + 1.6, 6)
+    wide = max(0.34 * min(len(view.units), FEWER_TICKS) + 1.6, 6)
     figure, axes = _figure(2, 1, wide, 0.26 * len(view.layers) + 1.4)
     scale = ramp.top_of_scale(max(float(weights.max()) for weights, _ in rows.values()))
     for axis, (title, (weights, label)) in zip(axes, rows.items(), strict=True):
         _heat_map(axis, weights, scale, weights.shape, aspect="auto")
         axis.set_title(title, fontsize=9)
-        _ticks(axis, view.labels, "x", label=label)
+        _ticks(axis, [view.name(i) for i in range(len(view.units))], "x", label=label, marked=focus)
         _ticks(axis, list(view.layers), "y", label="layer")
     figure.colorbar(axes[0].images[0], ax=axes, label=WEIGHT, fraction=0.03, pad=0.015, shrink=0.8)
-    _caption(figure, view, f"“{_short(view.units[focus].label)}”, {_heads(view)}")
+    _caption(figure, view, f"“{_short(view.name(focus))}”, {_heads(view)}")
     return figure
 
 
@@ -159,7 +161,7 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
 def _side(view: AttentionView, *, alone: bool) -> float:
     """Inches along one pattern."""
     ticks = min(len(view.units), MOST_TICKS)
-    return max(min(0.2 * ticks + 1.2, 5.5), 4.5 if alone else 3.0)
+    return max(min(0.2 * ticks + 1.2, max(5.5, 0.09 * ticks + 1.2)), 4.5 if alone else 3.0)
 
 
 def _panel_title(view: AttentionView, head: tuple[int, int], *, alone: bool) -> str:
@@ -228,12 +230,14 @@ def _scale_label(view: AttentionView) -> str:
     return WEIGHT if len(view.units) <= cells else f"{WEIGHT} (largest in each of {cells} × {cells} cells)"
 
 
-def _ticks(axis: Axes, labels: Sequence[str], which: str, label: str) -> None:
-    """Labels on the ticks of one axis, every so many of a long text."""
-    step = -(-len(labels) // MOST_TICKS)
+def _ticks(axis: Axes, labels: Sequence[str], which: str, label: str, marked: int | None = None) -> None:
+    """Labels on the ticks of one axis, every so many of a long text and the one that is to be marked."""
+    step = 1 if len(labels) <= MOST_TICKS else -(-len(labels) // FEWER_TICKS)
     places = list(range(0, len(labels), step))
+    if marked is not None:
+        places[marked // step] = marked
     names = [_short(labels[i]) + (f"  {i}" if step > 1 else "") for i in places]
-    size = 8 if len(places) <= SHORT else 6.5
+    size = 8 if len(places) <= SHORT else 6.5 if len(places) <= FEWER_TICKS else 5.5
     if which == "x":
         axis.set_xticks(places, names, rotation=90, fontsize=size)
         axis.set_xlabel(label, fontsize=8)
@@ -241,6 +245,8 @@ def _ticks(axis: Axes, labels: Sequence[str], which: str, label: str) -> None:
         axis.set_yticks(places, names, fontsize=size)
         axis.set_ylabel(label, fontsize=8)
     axis.tick_params(length=2, width=0.5)
+    if marked is not None:
+        (axis.get_xticklabels() if which == "x" else axis.get_yticklabels())[marked // step].set(**MARK)
 
 
 def _short(label: str) -> str:

@@ -25,6 +25,7 @@ from saccade.views.labels import fit, isolated, pad, stacked
 CAVEAT = "Attention weights are not by themselves an explanation (Jain & Wallace 2019; Wiegreffe & Pinter 2019)."
 WIDEST = 120  # a wider terminal is left empty at the right
 CELL = 2  # terminal cells of one weight
+PANEL = 16  # the narrowest pattern, so that its title fits
 GAP = 3  # between two patterns side by side
 LABEL = 14  # the longest label beside a pattern, in cells
 TABLE_LABEL = 12  # the same in the table of words
@@ -60,6 +61,14 @@ class Page:
             "windows",
         }
 
+    def encodes(self, text: str) -> bool:
+        """Whether the output's encoding has these characters."""
+        try:
+            text.encode(getattr(self.console.file, "encoding", None) or "utf-8")
+        except UnicodeEncodeError:
+            return False
+        return True
+
     def line(self, *parts: str | Text | tuple[str, Style]) -> None:
         """Print one line, cut at the width."""
         text = Text.assemble(*parts, no_wrap=True, overflow="ellipsis", end="")
@@ -75,7 +84,15 @@ class Page:
     def title(self, title: str, remark: str = "") -> None:
         """Begin a section."""
         self.line("")
-        self.line((title, BOLD), (f"  {remark}" if remark else "", DIM))
+        self.pair(title, remark)
+
+    def pair(self, first: str, remark: str) -> None:
+        """Print a bold text with a remark beside it, or below it where both do not fit in one line."""
+        if cell_len(first) + 2 + cell_len(remark) <= self.width:
+            self.line((first, BOLD), (f"  {remark}" if remark else "", DIM))
+            return
+        self.lines(Text(first, BOLD).wrap(self.console, self.width))
+        self.prose(remark)
 
     def prose(self, text: str) -> None:
         """Print a remark, wrapped between words."""
@@ -135,7 +152,7 @@ def _head_line(page: Page, view: AttentionView, focus: int) -> None:
     times = " × " if len(view.layers) > 1 and len(view.heads) > 1 else ", "
     heads = times.join((_count(view.layers, "layer"), _count(view.heads, "head")))
     size = f"{len(view.units)} {view.kind if len(view.units) != 1 else view.noun}"
-    page.line((f"{view.model}{part}", BOLD), (f"  {heads}  {size}", DIM))
+    page.pair(f"{view.model}{part}", f"{heads}  {size}")
     page.line("")
     words = Text()
     for i, label in enumerate(view.labels[:TEXT_UNITS]):
@@ -145,7 +162,7 @@ def _head_line(page: Page, view: AttentionView, focus: int) -> None:
     page.lines(lines[:TEXT_LINES])
     if len(lines) > TEXT_LINES or len(view.units) > TEXT_UNITS or view.dropped:
         cut = f"; {view.dropped} more tokens did not fit the model" if view.dropped else ""
-        page.line((f"… {size} in all{cut}", DIM))
+        page.prose(f"… {size} in all{cut}")
     if view.weights is None:
         page.prose("A long text: what follows are exact statistics of every head; no whole pattern was kept.")
 
@@ -163,6 +180,8 @@ def _foot(page: Page, view: AttentionView) -> None:
             f"{' '.join(view.hidden)} took {ramp.percent(float(view.summary.special_mass.mean())).strip()} of the "
             f"{view.kind}’ attention on average. Their own cells are hidden: --special shows them."
         )
+        if view.typed:
+            page.prose(view.remark_on_typed())
     page.prose(CAVEAT)
 
 
@@ -188,7 +207,7 @@ def _patterns_title(page: Page, view: AttentionView, *, single: bool) -> None:
         return
     page.title("The most telling heads", "rows look, columns are looked at")
     aside = ", neighbours aside" if view.apart > 1 else ""
-    page.line((f"chosen for {view.kind} that differ most in where they look{aside}", DIM))
+    page.prose(f"chosen for {view.kind} that differ most in where they look{aside}")
 
 
 def _capital(text: str) -> str:
@@ -203,7 +222,7 @@ def _side_by_side(page: Page, view: AttentionView, label: int) -> None:
     """Patterns in a row, or below one another where only one fits; all on one scale."""
     assert view.weights is not None
     wide = CELL * len(view.units)
-    room = max(1, (page.width - label - 1 + GAP) // (max(wide, 15) + GAP))
+    room = max(1, (page.width - label - 1 + GAP) // (max(wide, PANEL) + GAP))
     heads = view.most_telling(max(min(room, 4), 2))
     scale = ramp.top_of_scale(max(float(view.weights[head].max()) for head in heads))
     for start in range(0, len(heads), room):
@@ -214,11 +233,11 @@ def _side_by_side(page: Page, view: AttentionView, label: int) -> None:
 
 def _row_of_patterns(page: Page, view: AttentionView, heads: list[tuple[int, int]], label: int, scale: float) -> None:
     assert view.weights is not None
-    wide = max(CELL * len(view.units), 15)
+    wide = max(CELL * len(view.units), PANEL)
     margin, gap = " " * (label + 1), " " * GAP
-    page.line(margin, (gap.join(pad(view.title(*head), wide) for head in heads), BOLD))
+    page.line(margin, (gap.join(fit(view.short_title(*head), wide) for head in heads), BOLD))
     if any(view.habit(*head) for head in heads):
-        page.line(margin, (gap.join(pad(view.habit(*head), wide) for head in heads), DIM))
+        page.line(margin, (gap.join(fit(view.habit(*head), wide) for head in heads), DIM))
     for header in stacked(view.labels, CELL):
         page.line(margin, (gap.join(pad(header, wide) for _ in heads), DIM))
     for query, name in enumerate(view.labels):
@@ -258,17 +277,29 @@ def _numbers(page: Page, view: AttentionView, label: int) -> None:
 
 
 def _legend(page: Page, scale: float, label: int, *, numbers: bool = False) -> None:
-    line = Text()
+    parts: list[Text] = []
     if page.colours:
-        line.append("0 ")
-        for i in range(16):
-            line.append(" ", _style(i / 15))
-        line.append(f" {ramp.percent(scale).strip()} ")
+        bar = [(" ", _style(i / 15)) for i in range(16)]
+        parts.append(Text.assemble("0 ", *bar, f" {ramp.percent(scale).strip()}"))
     elif not numbers:
         for start, shades in zip(ramp.SHADE_FROM, ramp.SHADES[1:], strict=True):
-            line.append(f"{shades} from {ramp.percent(start * scale).strip()}  ")
-    line.append("numbers are percent of a row’s attention" if numbers else "of a row’s attention", DIM)
-    page.line(" " * min(label + 1, max(0, page.width - line.cell_len)), line)
+            parts.append(Text(f"{shades} from {ramp.percent(start * scale).strip()}"))
+    parts.append(Text("numbers are percent of a row’s attention" if numbers else "of a row’s attention", DIM))
+    lines = _in_lines(parts, page.width, " " if page.colours else "  ")
+    margin = min(label + 1, max(0, page.width - max(line.cell_len for line in lines)))
+    for line in lines:
+        page.line(" " * margin, line)
+
+
+def _in_lines(parts: list[Text], width: int, between: str) -> list[Text]:
+    """Parts side by side in as few lines as hold them, none of them broken."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if lines[-1].cell_len + len(between) + part.cell_len <= width:
+            lines[-1] = lines[-1] + between + part
+        else:
+            lines.append(part)
+    return lines
 
 
 def _coarse(page: Page, view: AttentionView) -> None:
@@ -278,8 +309,8 @@ def _coarse(page: Page, view: AttentionView) -> None:
     maps = [_reduced(view, head) for head in heads]
     gap = " " * GAP
     page.line("")
-    page.line((gap.join(fit(view.title(*head), COARSE) for head in heads), BOLD))
-    page.line((gap.join(pad(view.habit(*head), COARSE) for head in heads), DIM))
+    page.line((gap.join(fit(view.short_title(*head), COARSE) for head in heads), BOLD))
+    page.line((gap.join(fit(view.habit(*head), COARSE) for head in heads), DIM))
     for row in range(0, COARSE, 2):
         line = Text()
         for i, cells in enumerate(maps):
@@ -307,6 +338,8 @@ def _half_block(page: Page, upper: float, lower: float) -> tuple[str, Style]:
     """Two cells, one above the other, in one character."""
     if not page.colours:
         return ramp.shade(max(upper, lower))[0], Style()
+    if not page.encodes("▀"):
+        return " ", _style(max(upper, lower))
     above, below = (Color.from_rgb(*ramp.colour(share)) for share in (upper, lower))
     return "▀", Style(color=above, bgcolor=below)
 
@@ -314,33 +347,38 @@ def _half_block(page: Page, upper: float, lower: float) -> tuple[str, Style]:
 # ---------------------------------------------------------------------------------------- words
 
 
-def name_of(view: AttentionView, i: int) -> str:
-    """A unit's label, with ``:2`` for the second one of that label, as ``--token`` reads it."""
-    label = view.units[i].label
-    nth = sum(unit.label.casefold() == label.casefold() for unit in view.units[: i + 1])
-    return f"{label}:{nth}" if nth > 1 else label
-
-
 def _words_table(page: Page, view: AttentionView, focus: int) -> None:
     n, every = len(view.units), len(view.layers) * len(view.heads)
     rows = list(range(n)) if n <= ROWS else _sharpest(view, focus)
     some = "" if len(rows) == n else f"the {len(rows)} with the sharpest links of {n} {view.kind}"
     page.title(f"Where each {view.noun} looked most", some)
-    names = [name_of(view, i) for i in rows]
+    names = [view.name(i) for i in rows]
     label = min(_label_width([*names, view.noun]), TABLE_LABEL)
     titles, columns = _columns(view, rows, every)
     columns = [[title, *column] for title, column in zip(titles, columns, strict=True)]
-    header, *body = (
-        "  ".join(pad(row, _width(c)) for row, c in zip(cells, columns, strict=True))
-        for cells in zip(*columns, strict=True)
-    )
-    page.line((f"{fit(view.noun, label, right=True)}  {header}  special", DIM))
+    shares = [ramp.percent(float(view.summary.special_mass[:, :, i].mean())) for i in rows]
+    columns.append(["special", *(f"{share:>7}" for share in shares)])
+    columns, left_out = _fitting(columns, page.width - label)
+    header, *body = ("  ".join(cells) for cells in zip(*columns, strict=True))
+    page.line((f"{fit(view.noun, label, right=True)}  {header}", DIM))
     for name, i, cells in zip(names, rows, body, strict=True):
-        special = ramp.percent(float(view.summary.special_mass[:, :, i].mean()))
-        page.line(
-            (fit(name, label, right=True), FOCUS if i == focus else BOLD),
-            f"  {cells}  {special:>7}",
-        )
+        page.line((fit(name, label, right=True), FOCUS if i == focus else BOLD), f"  {cells}")
+    if left_out:
+        page.prose(f"No room for: {'; '.join(left_out)}.")
+
+
+def _fitting(columns: list[list[str]], room: int) -> tuple[list[list[str]], list[str]]:
+    """The columns that fit, padded, the first one in any case, and the titles of the others."""
+    kept: list[list[str]] = []
+    left_out: list[str] = []
+    for column in columns:
+        width = max(map(cell_len, column)) if column is columns[-1] else _width(column)
+        if kept and width + 2 > room:
+            left_out.append(column[0])
+            continue
+        room -= width + 2
+        kept.append([pad(text, width) for text in column])
+    return kept, left_out
 
 
 def _columns(view: AttentionView, rows: list[int], every: int) -> tuple[list[str], list[list[str]]]:
@@ -382,7 +420,7 @@ def _top_list(view: AttentionView, weights: Floats, count: int) -> str:
 
 
 def _entry(view: AttentionView, key: int, weight: float) -> str:
-    return f"{fit(name_of(view, key), 7)} {ramp.percent(weight)}"
+    return f"{fit(view.name(key), 7)} {ramp.percent(weight)}"
 
 
 def _strongest(view: AttentionView, query: int) -> str:
@@ -393,14 +431,14 @@ def _strongest(view: AttentionView, query: int) -> str:
     key = int(keys[layer, head, place])
     if weights[layer, head, place] <= 0:
         return "–"
-    return f"{_entry(view, key, float(weights[layer, head, place]))} {view.title(layer, head)}"
+    return f"{_entry(view, key, float(weights[layer, head, place]))} {view.short_title(layer, head)}"
 
 
 def _most_looked_at(page: Page, view: AttentionView) -> None:
     page.title(f"The {view.kind} looked at most", "mean over heads; 1 is a fair share")
     received = view.summary.received.mean((0, 1))
     order = np.argsort(-received, kind="stable")[: FEW // 2 * 2]
-    entries = [f"{fit(name_of(view, int(i)), LABEL)} {received[i]:5.1f}" for i in order]
+    entries = [f"{fit(view.name(int(i)), LABEL)} {received[i]:5.1f}" for i in order]
     per_line = max(1, page.width // (LABEL + 9))
     for start in range(0, len(entries), per_line):
         page.line("   ".join(entries[start : start + per_line]))
@@ -411,23 +449,29 @@ def _most_looked_at(page: Page, view: AttentionView) -> None:
 
 def _by_layer(page: Page, view: AttentionView, focus: int) -> None:
     """Where one word looks in each layer, on average over heads."""
-    name = name_of(view, focus)
+    name = view.name(focus)
     special = view.summary.special_mass[:, :, focus].mean(1)
     if view.weights is None:
         page.title(f"“{name}”, layer by layer", "strongest single head of each")
         for i, layer in enumerate(view.layers):
-            page.line(
-                f"layer {layer:<3} {_strongest(view.select(layer), focus)}",
-                (f"  special {special[i]:4.0%}", DIM),
-            )
+            line = f"layer {layer:<3} {_strongest(view.select(layer), focus)}"
+            share = f"  special {special[i]:4.0%}"
+            page.line(line, (share if cell_len(line + share) <= page.width else "", DIM))
         return
     page.title(f"“{name}”, layer by layer", f"where it looks, {_averaged(view)}")
     _layer_rows(page, view, view.weights[:, :, focus].mean(1), special)
 
 
+def _which_heads(view: AttentionView) -> str:
+    if len(view.layers) > 1 and len(view.heads) > 1:
+        return "every layer and head"
+    parts = ((view.layers, "layer"), (view.heads, "head"))
+    return ", ".join(f"every {noun}" if len(names) > 1 else _count(names, noun) for names, noun in parts)
+
+
 def _lookers(page: Page, view: AttentionView, focus: int) -> None:
     """Who looks at one word in each layer, on average over heads."""
-    name = name_of(view, focus)
+    name = view.name(focus)
     if view.weights is not None:
         page.title(f"Who looks at “{name}”", f"share of the looker’s attention, {_averaged(view)}")
         _layer_rows(page, view, view.weights[:, :, :, focus].mean(1), None)
@@ -437,16 +481,16 @@ def _lookers(page: Page, view: AttentionView, focus: int) -> None:
         f"lookers that have it among their {view.summary.top_keys.shape[-1]} heaviest",
     )
     for layer in view.layers:
-        page.line(f"layer {layer:<3} {_strongest_lookers(view.select(layer), focus)}")
+        page.line(f"layer {layer:<3} {_strongest_lookers(page, view.select(layer), focus)}")
 
 
 def _averaged(view: AttentionView) -> str:
     return _count(view.heads, "head") if len(view.heads) == 1 else f"mean of {len(view.heads)} heads"
 
 
-def _strongest_lookers(view: AttentionView, focus: int) -> str:
+def _strongest_lookers(page: Page, view: AttentionView, focus: int) -> str:
     weights = np.where(view.summary.top_keys == focus, view.summary.top_weights, 0).max((0, 1, 3))
-    return _top_list(view, weights, 3) if weights.max() > 0 else "–"
+    return _top_list(view, weights, _entries_in(page.width - 10)) if weights.max() > 0 else "–"
 
 
 def _layer_rows(page: Page, view: AttentionView, rows: Floats, special: Floats | None) -> None:
@@ -454,6 +498,7 @@ def _layer_rows(page: Page, view: AttentionView, rows: Floats, special: Floats |
     label = max(len(f"layer {layer}") for layer in view.layers)
     listed = 2 * 14 - 2 + (14 if special is not None else 0)
     draw = label + 2 + CELL * len(view.units) + 2 + listed <= page.width
+    room = page.width - label - 3 - (14 if special is not None else 0)
     scale = ramp.top_of_scale(float(rows.max()))
     if draw:
         for header in stacked(view.labels, CELL):
@@ -462,7 +507,7 @@ def _layer_rows(page: Page, view: AttentionView, rows: Floats, special: Floats |
         line = Text(fit(f"layer {layer}", label) + " ")
         if draw:
             _append_cells(page, line, rows[i] / scale)
-        line.append("  " + _top_list(view, rows[i], 2 if draw else 3))
+        line.append("  " + _top_list(view, rows[i], 2 if draw else _entries_in(room)))
         if special is not None:
             line.append(f"  special {ramp.percent(float(special[i]))}", DIM)
         page.line(line)
@@ -470,9 +515,14 @@ def _layer_rows(page: Page, view: AttentionView, rows: Floats, special: Floats |
         _legend(page, scale, label)
 
 
+def _entries_in(room: int) -> int:
+    """How many entries of `_top_list` are printed in so many cells."""
+    return max(1, min(3, (room + 2) // 14))
+
+
 def _every_head(page: Page, view: AttentionView, focus: int) -> None:
     """For each layer and head the key that one word looks at most, with its weight, in blocks of heads that fit."""
-    page.title(f"Where “{name_of(view, focus)}” looks most, in every layer and head")
+    page.title(f"Where “{view.name(focus)}” looks most, in {_which_heads(view)}")
     keys = view.summary.top_keys[:, :, focus, 0]
     weights = view.summary.top_weights[:, :, focus, 0]
     label, cell = max(len(layer) for layer in view.layers) + 6, 11
@@ -487,7 +537,7 @@ def _every_head(page: Page, view: AttentionView, focus: int) -> None:
             line = Text(fit(f"layer {layer}", label) + " ")
             for h in heads:
                 key = int(keys[i, h])
-                text = "–" if key < 0 else name_of(view, key)
+                text = "–" if key < 0 else view.name(key)
                 line.append(
                     *page.cell(
                         float(weights[i, h]),
