@@ -13,8 +13,8 @@ from torch import Tensor
 
 from saccade import backends
 from saccade.backends import Inputs, operation
-from saccade.errors import ArgumentError, DeviceError, DtypeError, MaskError, ShapeError
-from saccade.masks import Dense, Lengths, Mask
+from saccade.errors import ArgumentError, DeviceError, DtypeError, ShapeError
+from saccade.masks import Lengths, Mask, dense
 from saccade.scores import Bias, Problem, as_bias
 from saccade.statistics import LogSumExp, Report, Statistic, Tensors, check_all
 
@@ -206,23 +206,10 @@ def make_problem(
         raise ArgumentError(f"scale = {scale}: expected a finite number, or None for 1 / sqrt(D)")
     return Problem(
         scale=scale,
-        mask=None if mask is None else _as_mask(mask).resolve(lengths),
+        mask=None if mask is None else (mask if isinstance(mask, Mask) else dense(mask)).resolve(lengths),
         softcap=softcap,
         bias=_check_bias(bias, lengths),
         sinks=None if sinks is None else _check_sinks(sinks, lengths),
-    )
-
-
-def _as_mask(mask: Mask | Tensor) -> Mask:
-    if isinstance(mask, Mask):
-        return mask
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.dim() in {2, 3, 4}:
-        visible = mask[:, None] if mask.dim() == 3 else mask  # noqa: PLR2004
-        return Dense(visible[(None,) * (4 - visible.dim())])
-    what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-    raise MaskError(
-        f"mask is {what}; expected a mask of saccade.masks or booleans ([[B,] H,] Nq, Nk); "
-        "additive masks of floats belong into bias="
     )
 
 

@@ -665,9 +665,11 @@ def dense(visible: Tensor) -> Mask:
         visible: bool ``(Nq, Nk)``, ``(B | 1, Nq, Nk)`` or ``(B | 1, H | 1, Nq, Nk)``.
     """
     if not isinstance(visible, Tensor) or visible.dtype != torch.bool or visible.dim() not in {2, 3, 4}:
-        what = f"{visible.dtype} of shape {tuple(visible.shape)}" if isinstance(visible, Tensor) else type(visible)
+        tensor = isinstance(visible, Tensor)
+        what = f"{visible.dtype} of shape {tuple(visible.shape)}" if tensor else type(visible).__name__
         raise MaskError(
-            f"dense mask is {what}; expected bool ([[B,] H,] Nq, Nk). Additive float masks belong into bias="
+            f"mask is {what}; expected a mask of saccade.masks or booleans ([[B,] H,] Nq, Nk); "
+            "additive masks of floats belong into bias="
         )
     if visible.dim() == 3:  # noqa: PLR2004
         visible = visible[:, None]
