@@ -14,7 +14,7 @@ setup: $(READY) ## make .venv with all that the other targets need
 	@echo "setup: .venv is ready"
 
 # The stamp is the last thing that a set-up writes, so an interrupted one is resumed.
-$(READY): pyproject.toml constraints.txt scripts/setup.sh
+$(READY): pyproject.toml constraints.txt scripts/setup.sh CMakeLists.txt $(wildcard native/*.h native/*.cpp)
 	@sh scripts/setup.sh
 
 demo: $(READY) ## show where a pretrained model looks in one sentence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from saccade.backends.cpu import CPU
 from saccade.backends.contract import Backend, Forward, Gradients, Inputs
 from saccade.backends.reference import Reference
 from saccade.backends.tiled import Tiled
@@ -11,7 +12,7 @@ from saccade.scores import Problem
 __all__ = ["BACKENDS", "Backend", "Forward", "Gradients", "Inputs", "choose", "get"]
 
 # In the order of preference.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Tiled(), Reference())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPU(), Tiled(), Reference())}
 
 
 def get(name: str) -> Backend:

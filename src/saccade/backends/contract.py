@@ -54,6 +54,13 @@ class Inputs:
         """(B, H, Nq, Dv)."""
         return torch.Size((*self.query.shape[:3], self.value.shape[3]))
 
+    def empty_output(self) -> Float[Tensor, "B H Nq Dv"]:
+        """Memory for the output. Where queries lie as (B, Nq, H, D), so does it: the next layer reads it in that order."""
+        batch, heads, queries, width = self.output_shape
+        if heads > 1 and queries > 1 and self.query.stride(1) < self.query.stride(2):
+            return self.query.new_empty(batch, queries, heads, width).transpose(1, 2)
+        return self.query.new_empty(batch, heads, queries, width)
+
 
 @dataclass(frozen=True, eq=False)
 class Forward:
@@ -105,6 +112,20 @@ class Backend(ABC):
         grad_lse: Float[Tensor, "B H Nq"],
     ) -> Gradients:
         """Gradients, from those of the output and of the lse."""
+
+
+def sink_gradient(problem: Problem, forward: Forward, grad_output: Tensor, grad_lse: Tensor) -> Tensor | None:
+    """The gradient of the sinks: one holds the weight exp(sink - lse) and has no value, so it is minus that times delta.
+
+    delta = sum(dO * O) less the gradient of the lse (FlashAttention-2, arXiv 2307.08691, algorithm 2).
+    """
+    sinks = problem.sinks
+    if sinks is None:
+        return None
+    lse = forward.lse
+    delta = (grad_output.to(lse.dtype) * forward.output.to(lse.dtype)).sum(-1) - grad_lse.to(lse.dtype)
+    held = (sinks.to(lse.dtype)[..., None] - lse.masked_fill(lse == -torch.inf, 0.0)).exp()
+    return -(held * delta).sum(-1).sum_to_size(sinks.shape).to(sinks.dtype)
 
 
 def split_heads(x: Tensor, key_heads: int) -> Tensor:

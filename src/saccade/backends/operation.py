@@ -118,7 +118,7 @@ def _forward_fake(*arguments: Any) -> list[Tensor]:
     """Empty results of the right shapes, for torch.compile."""
     call = Call.unpack(*arguments)
     inputs, shape = call.inputs, call.inputs.output_shape
-    output = inputs.query.new_empty(shape)
+    output = inputs.empty_output()
     lse = inputs.query.new_empty(shape[:3] if _has_lse(call) else (0,), dtype=inputs.compute)
     results = [s.empty(inputs.lengths, inputs.compute) for s in call.statistics]
     return [output, lse, *(x for result in results for x in result)]
@@ -138,7 +138,8 @@ def _backward(*arguments: Any) -> list[Tensor]:
 
 
 def _backward_fake(*arguments: Any) -> list[Tensor]:
-    return [torch.empty_like(x) for x in arguments[:5] if x is not None]
+    inputs, extras = arguments[:3], arguments[3:5]
+    return [*(x.new_empty(x.shape) for x in inputs), *(torch.empty_like(x) for x in extras if x is not None)]
 
 
 class _Derivative(torch.autograd.Function):

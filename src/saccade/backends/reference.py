@@ -145,7 +145,7 @@ class Reference(Backend):
         del want_lse
         query, key, value = (x.to(inputs.compute) for x in (inputs.query, inputs.key, inputs.value))
         a, lse = pattern(problem, query, key)
-        output = _weighted_values(problem, a, value, inputs.lengths).to(inputs.query.dtype)
+        output = inputs.empty_output().copy_(_weighted_values(problem, a, value, inputs.lengths))
         return Forward(output, lse, [_FORMULAS[type(statistic)](a, statistic) for statistic in statistics])
 
     def backward(

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saccade.backends.contract import Backend, Forward, Gradients, Inputs, poison, split_heads
+from saccade.backends.contract import Backend, Forward, Gradients, Inputs, poison, sink_gradient, split_heads
 from saccade.backends.schedule import Block, Part, Piece, plan
 from saccade.masks import Dense, Intervals, Lengths
 from saccade.scores import Area, Columns, Problem
@@ -305,7 +305,7 @@ class Tiled(Backend):
         """See `Backend.forward`. Memory: O(N D), and some tens of MiB of workspace."""
         run = _Run(problem, inputs)
         shape = inputs.output_shape
-        output = torch.empty(shape, dtype=inputs.query.dtype, device=inputs.query.device)
+        output = inputs.empty_output()
         lse = torch.empty(shape[:3] if want_lse or statistics else (0,), dtype=run.dtype, device=output.device)
         results = [statistic.empty(run.lengths, run.dtype) for statistic in statistics]
         asked = [(s, r) for s, r in zip(statistics, results, strict=True) if r]
@@ -498,7 +498,7 @@ class _Backward:
             rows = _Rows(self.run, block, batch, heads, panels)
             for panel, weights in rows.weights_given(lse):
                 self._panel(panel, weights, grad, delta_rows)
-        return self._as_inputs(self._sinks(forward.lse, delta))
+        return self._as_inputs(sink_gradient(self.problem, forward, grad_output, grad_lse))
 
     def _panel(self, panel: _Panel, p: Tensor, grad_output: Tensor, delta: Tensor) -> None:
         """Add what one panel with weights `p` contributes to every gradient."""
@@ -524,14 +524,6 @@ class _Backward:
             target[:, piece.start : piece.stop] += part[:, first : first + count]
             first += count
 
-    def _sinks(self, lse: Tensor, delta: Tensor) -> Tensor | None:
-        """A sink holds the weight exp(sink - lse) and has no value: its gradient is minus that times delta."""
-        sinks = self.problem.sinks
-        if sinks is None:
-            return None
-        held = (sinks.to(lse.dtype)[..., None] - _finite(lse)).exp()
-        return -(held * delta).sum(-1).sum_to_size(sinks.shape)
-
     def _as_inputs(self, sinks: Tensor | None) -> Gradients:
         bias = self.problem.bias
         return Gradients(
@@ -539,5 +531,5 @@ class _Backward:
             self.grad_key.mul_(self.problem.softcap or 1.0 / self.run.operands.unit).to(self.inputs.key.dtype),
             self.grad_value.to(self.inputs.value.dtype),
             None if bias is None or self.grad_bias is None else self.grad_bias.to(bias.values.dtype),
-            None if sinks is None or self.problem.sinks is None else sinks.to(self.problem.sinks.dtype),
+            sinks,
         )

@@ -1,0 +1,252 @@
+"""Attention on the CPU by compiled kernels (``native/``): forward, backward, decoding and every statistic.
+
+The kernels compute float32, and bfloat16 and float16 in float32 sums. They serve finite numbers only: a call in which an
+input or a score turns out to be NaN or infinite is computed by `tiled`, which keeps what is not finite apart from what
+does not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saccade.backends.contract import Backend, Forward, Gradients, Inputs, sink_gradient
+from saccade.backends.native import DTYPES, Library, NotFiniteError, load
+from saccade.backends.tiled import Tiled
+from saccade.masks import Dense, Intervals
+from saccade.scores import ALiBi, DenseBias, Problem, RelativeBias
+from saccade.statistics import (
+    Distance,
+    Entropy,
+    LogSumExp,
+    Map,
+    Mass,
+    MaxWeight,
+    Received,
+    Statistic,
+    Tensors,
+    TopKeys,
+)
+
+_KINDS: dict[type[Statistic], int] = {
+    kind: number for number, kind in enumerate((Entropy, MaxWeight, TopKeys, Distance, Mass, Received, Map))
+}
+_REDUCTIONS = ("mean", "max", "sum")
+_BIASES = {DenseBias: 1, ALiBi: 2, RelativeBias: 3}
+
+Fields = dict[str, Any]
+
+
+class CPU(Backend):
+    """The compiled kernels."""
+
+    name = "cpu"
+
+    def refuses(self, problem: Problem, inputs: Inputs) -> str | None:
+        """See `Backend.refuses`."""
+        if inputs.query.device.type != "cpu":
+            return f"tensors are on {inputs.query.device}, not on the CPU"
+        if inputs.query.dtype == torch.float64:
+            return "the kernels do not compute float64"
+        library = load()
+        return library if isinstance(library, str) else None
+
+    def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
+        """See `Backend.forward`. Memory: O(N D), and for each thread a panel of at most 8 MiB with statistics."""
+        inputs = _with_unit_stride(inputs)
+        output = inputs.empty_output()
+        shape = output.shape[:3] if want_lse or statistics else (0,)
+        lse = torch.empty(shape, dtype=torch.float32)
+        results = [statistic.empty(inputs.lengths, torch.float32) for statistic in statistics]
+        fields, keep = _problem(problem, inputs)
+        fields |= _strides("output", output)
+        fields["lse"] = lse.data_ptr()
+        records = [_record(s, r) for s, r in zip(statistics, results, strict=True) if not isinstance(s, LogSumExp)]
+        try:
+            _library().call("forward", fields, records)
+        except NotFiniteError:
+            return Tiled().forward(problem, inputs, statistics, want_lse=want_lse)
+        del keep
+        done = [s.finish(r, inputs.lengths) for s, r in zip(statistics, results, strict=True)]
+        return Forward(output, lse, done)
+
+    def backward(
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        forward: Forward,
+        grad_output: Float[Tensor, "B H Nq Dv"],
+        grad_lse: Float[Tensor, "B H Nq"],
+    ) -> Gradients:
+        """See `Backend.backward`. Weights are computed again tile by tile; the same bits for the same threads."""
+        inputs = _with_unit_stride(inputs)
+        rows_grad, lse_grad = _unit_stride(grad_output.to(inputs.query.dtype)), grad_lse.float().contiguous()
+        grads = [torch.empty(x.shape, dtype=x.dtype) for x in (inputs.query, inputs.key, inputs.value)]
+        fields, keep = _problem(problem, inputs)
+        fields |= _strides("output", _unit_stride(forward.output)) | _strides("rows_grad", rows_grad)
+        fields |= {"lse": forward.lse.data_ptr(), "lse_grad": lse_grad.data_ptr()}
+        fields |= dict(zip(("query_grad", "key_grad", "value_grad"), (x.data_ptr() for x in grads), strict=True))
+        bias_grad = None
+        if problem.bias is not None:
+            bias_grad = torch.zeros(problem.bias.values.shape, dtype=torch.float32)
+            fields |= _bias_gradient(bias_grad)
+        try:
+            _library().call("backward", fields)
+        except NotFiniteError:
+            return Tiled().backward(problem, inputs, forward, grad_output, grad_lse)
+        del keep
+        return Gradients(
+            *grads,
+            None if bias_grad is None or problem.bias is None else bias_grad.to(problem.bias.values.dtype),
+            sink_gradient(problem, forward, grad_output, grad_lse),
+        )
+
+
+def _library() -> Library:
+    library = load()
+    assert isinstance(library, Library), "refuses() said so"
+    return library
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    """`x` itself if its last dimension is contiguous, else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _with_unit_stride(inputs: Inputs) -> Inputs:
+    query, key, value = inputs.query, inputs.key, inputs.value
+    if query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
+        return inputs
+    return Inputs(_unit_stride(query), _unit_stride(key), _unit_stride(value))
+
+
+# ---------------------------------------------------------------------------------------- the fields of native/abi.h
+
+
+def _strides(name: str, x: Tensor) -> Fields:
+    """Address and strides of a tensor ``(B, H, N, D)``."""
+    batch, head, row, _ = x.stride()
+    return {name: x.data_ptr(), f"{name}_batch": batch, f"{name}_head": head, f"{name}_row": row}
+
+
+def _problem(problem: Problem, inputs: Inputs) -> tuple[Fields, list[Tensor]]:
+    """What every call says of a problem, and the tensors made on the way, to be kept until the call is over."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    batch, heads, queries, width = query.shape
+    fields = _strides("query", query) | _strides("key", key) | _strides("value", value)
+    fields |= {
+        "batch": batch,
+        "heads": heads,
+        "key_heads": key.shape[1],
+        "queries": queries,
+        "keys": key.shape[2],
+        "width": width,
+        "value_width": value.shape[3],
+        "dtype": DTYPES[str(query.dtype)],
+        "scale": problem.scale,
+        "softcap": problem.softcap or 0.0,
+        "threads": torch.get_num_threads(),
+    }
+    keep: list[Tensor] = []
+    if problem.mask is not None:
+        fields |= _mask(problem.mask, keep)
+    if problem.bias is not None:
+        fields |= _bias(problem, keep)
+    if problem.sinks is not None:
+        sinks = problem.sinks.detach().float().contiguous()
+        keep.append(sinks)
+        fields |= {"sinks": sinks.data_ptr(), "sinks_batch": _broadcast(sinks, 0)}
+    return fields, keep
+
+
+def _broadcast(x: Tensor, dim: int) -> int:
+    """The stride of a dimension; 0 where it has size 1 and serves every index."""
+    return 0 if x.shape[dim] == 1 else x.stride(dim)
+
+
+def _mask(mask: Intervals | Dense, keep: list[Tensor]) -> Fields:
+    if isinstance(mask, Dense):
+        visible = _unit_stride(mask.visible)
+        keep.append(visible)
+        return {
+            "visible": visible.data_ptr(),
+            "visible_batch": _broadcast(visible, 0),
+            "visible_head": _broadcast(visible, 1),
+            "visible_row": visible.stride(2),
+        }
+    starts, stops = mask.starts.contiguous(), mask.stops.contiguous()
+    keep += [starts, stops]
+    return {
+        "starts": starts.data_ptr(),
+        "stops": stops.data_ptr(),
+        "runs": mask.runs,
+        "mask_batch": _broadcast(starts, 0),
+        "mask_head": _broadcast(starts, 1),
+    }
+
+
+def _bias(problem: Problem, keep: list[Tensor]) -> Fields:
+    bias = problem.bias
+    assert bias is not None
+    values = bias.values.detach()
+    if str(values.dtype) not in DTYPES:
+        values = values.float()
+    if not isinstance(bias, DenseBias):
+        values = values.contiguous()
+    keep.append(values)
+    fields: Fields = {
+        "bias": values.data_ptr(),
+        "bias_kind": _BIASES[type(bias)],
+        "bias_dtype": DTYPES[str(values.dtype)],
+        "bias_batch": _broadcast(values, 0),
+        "bias_head": _broadcast(values, 1),
+        "bias_offset": bias.offset or 0,
+        "bias_count": values.shape[-1],
+    }
+    if isinstance(bias, DenseBias):
+        fields |= {"bias_row": _broadcast(values, 2), "bias_key": _broadcast(values, 3)}
+    if isinstance(bias, RelativeBias):
+        fields["bias_first"] = bias.first
+    return fields
+
+
+def _bias_gradient(grad: Tensor) -> Fields:
+    """Where a bias's gradient goes; like the bias, shared along dimensions of size 1."""
+    names = ("bias_grad_batch", "bias_grad_head", "bias_grad_row", "bias_grad_key")
+    strides = {name: _broadcast(grad, dim) for dim, name in enumerate(names[: grad.dim()])}
+    return {"bias_grad": grad.data_ptr(), "bias_grad_size": grad.numel()} | strides
+
+
+def _record(statistic: Statistic, result: Tensors) -> dict[str, int]:
+    """One statistic, as native/statistics.h lists them."""
+    first = second = third = groups = groups_batch = 0
+    table: Tensor | None = None
+    match statistic:
+        case TopKeys():
+            first = statistic.k
+        case Distance():
+            first = statistic.offset or 0
+        case Mass():
+            first, table = statistic.count or 0, statistic.groups
+        case Received():
+            first, table = (0, None) if statistic.by is None else (statistic.count or 0, statistic.by)
+        case Map():
+            first, second, third = *result[0].shape[-2:], _REDUCTIONS.index(statistic.reduce)
+    if table is not None:
+        groups, groups_batch = table.data_ptr(), _broadcast(table, 0)
+    index, values = (0, result[0]) if len(result) == 1 else (result[0].data_ptr(), result[1])
+    return {
+        "kind": _KINDS[type(statistic)],
+        "first": first,
+        "second": second,
+        "third": third,
+        "over_heads": 0,
+        "result": values.data_ptr(),
+        "indices": index,
+        "groups": groups,
+        "groups_batch": groups_batch,
+    }
