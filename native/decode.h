@@ -48,6 +48,8 @@ class Decoder {
   }
 
   void attend(int64_t first, int64_t last) {
+    // What lies behind the last visible key may be memory that nobody has written yet.
+    if (p_.starts) last = smaller(last, visible_stop());
     for (int64_t start = next(first); start < last;) {
       int64_t stop = smaller(last, start + kDecodeKeys);
       if (p_.pages) stop = smaller(stop, (start / p_.page_size + 1) * p_.page_size);
@@ -92,6 +94,14 @@ class Decoder {
         if (runs(p_.stops, r)[i] > start) first = smaller(first, start);
       }
     return first;
+  }
+
+  int64_t visible_stop() const {
+    int64_t stop = 0;
+    for (int r = 0; r < rows_; r++)
+      for (int64_t i = 0; i < p_.runs; i++)
+        if (runs(p_.stops, r)[i] > runs(p_.starts, r)[i]) stop = larger<int64_t>(stop, runs(p_.stops, r)[i]);
+    return stop;
   }
 
   int64_t index(int64_t key, int64_t batch_stride, int64_t head_stride, int64_t row_stride) const {

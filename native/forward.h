@@ -112,6 +112,7 @@ class Attention {
     bool far = false;
     for (int r = 0; r < block.strips * L; r++) {
       const float lse = ((const float *)p_.lse)[(block.batch * p_.heads + block.head[r]) * p_.queries + block.query[r]];
+      if (lse != lse || lse == kInfinity) __atomic_store_n(&task_.not_finite, 1, __ATOMIC_RELAXED);
       far = far || (lse > -kInfinity && __builtin_fabsf(lse) > kFarLse);
       sums.top[r] = lse * (block.natural ? 1.0f : kLog2E);
       sums.total[r] = lse == -kInfinity ? 0.0f : 1.0f;

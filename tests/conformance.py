@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import saccade
-from saccade import masks, scores, statistics
+from saccade import backends, masks, scores, statistics
 from saccade.functional import check_inputs, make_problem
 from saccade.masks import Lengths, Mask
 from saccade.scores import Bias
@@ -403,6 +403,86 @@ class Conformance:
         bias[1] = torch.finfo(torch.float32).min
         ours = saccade.attention(query, query, query, bias=bias, backend=self.backend)
         assert_close(ours[0, 0, 1], query[0, 0].mean(0), 2 * FLOOR[self.dtypes[0]], "output")
+
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    @pytest.mark.parametrize("mask", ["none", "causal", "sinks-and-window", "padding", "dense"])
+    def test_given_the_lse(self, mask: str, shape: Shape) -> None:
+        """Statistics, the transposed product and windows, from queries, keys and the lse."""
+        dtype = self.dtypes[0]
+        for options in ({}, {"softcap": 2.0, "sinks": torch.randn(shape.heads)}, {"bias": _dense_bias(shape)}):
+            case = Case(shape, MASKS[mask](shape), dtype=dtype, **options)
+            self.check_given_the_lse(case, everything(shape))
+
+    def test_given_a_large_lse(self) -> None:
+        """An lse in float32 has lost digits there, and they must not be missed in sums."""
+        case = Case(Shape(1, 2, 2, 70, 70, 16, 16), masks.causal(), dtype=self.dtypes[0])
+        query, key, value = case.tensors
+        case.tensors = (query * 3, key * 30, value)
+        self.check_given_the_lse(case, everything(case.shape))
+
+    def check_given_the_lse(self, case: Case, asked: list[Statistic]) -> None:
+        shape, rows = case.shape, torch.randn(*case.tensors[0].shape[:3], 5, dtype=torch.float64)
+        queries, keys = slice(shape.queries // 3, shape.queries), slice(shape.keys // 4, shape.keys - shape.keys // 5)
+        found = []
+        for backend, dtype in (("reference", torch.float64), (self.backend, case.dtype)):
+            leaves = {name: x.detach() for name, x in case.leaves(dtype).items()}
+            inputs = check_inputs(leaves["query"], leaves["key"], leaves["value"])
+            problem = make_problem(inputs, scale=None, **case.options(leaves))
+            fitted = statistics.check_all(asked, inputs.lengths)
+            chosen = backends.get(backend)
+            lse = chosen.forward(problem, inputs, [], want_lse=True).lse
+            results = chosen.observe(problem, inputs, lse, fitted)
+            report = Report.of((s, r or (lse,)) for s, r in zip(fitted, results, strict=True))
+            found.append(
+                (
+                    report,
+                    chosen.transposed(problem, inputs, lse, rows.to(dtype)),
+                    chosen.window(problem, inputs, lse, queries, keys),
+                )
+            )
+        (exact_report, exact_product, exact_window), (report, product, window) = found
+        assert_reports_agree(report, exact_report, 1e-5)
+        assert_close(product, exact_product, 1e-5 * max(1.0, _size(exact_product)), "transposed product")
+        # A window is exp(s - lse) of the lse given, as `Backend.window` says.
+        digit = torch.finfo(report.lse.dtype).eps * _size(exact_report.lse)
+        assert_close(window, exact_window, 1e-5 + digit, "window")
+
+    @pytest.mark.parametrize("reduce", ["mean", "max", "sum"])
+    def test_over_heads(self, reduce: str) -> None:
+        shape = Shape(2, 4, 2, 70, 90, 4, 4)
+        asked = [
+            statistics.LogSumExp(),
+            statistics.Received(over_heads=True),
+            statistics.Map((11, 13), reduce, over_heads=True),
+        ]
+        self.check(Case(shape, masks.causal(20), dtype=self.dtypes[0]), asked)
+        asked = [statistics.LogSumExp(), statistics.Received(torch.randint(-1, 3, (2, 70)), 3, over_heads=True)]
+        self.check(Case(shape, masks.causal(20), dtype=self.dtypes[0]), asked)
+
+    @pytest.mark.parametrize("queries", [1, 3, 70])
+    @pytest.mark.parametrize("asked", [[], [statistics.Entropy(), statistics.Received()]], ids=["plain", "statistics"])
+    def test_pages(self, queries: int, asked: list[Statistic]) -> None:
+        """A cache in pages that lie in any order, some shared, the last one of each partly unwritten."""
+        page, table = 16, torch.tensor([[4, 0, 6, 2], [4, 5, 1, 1]])
+        lengths = torch.tensor([50, 37])
+        for dtype in self.dtypes:
+            query = torch.randn(2, 4, queries, 24, dtype=torch.float64).to(dtype)
+            key, value = (torch.randn(7, 2, page, d, dtype=torch.float64).to(dtype) for d in (24, 20))
+            key[2], value[2, :, 2:] = torch.nan, torch.inf  # of pages[0, 3], two keys are filled
+            key[2, :, :2] = 1.0
+            key[1, :, :] = torch.nan
+            mask = masks.padding(lengths)
+            gathered = [x[table].transpose(1, 2).flatten(2, 3).double() for x in (key, value)]
+            clean = [x.masked_fill((torch.arange(64) >= lengths[:, None])[:, None, :, None], 0.0) for x in gathered]
+            exact = saccade.attention(query.double(), *clean, mask=mask, statistics=asked, backend="reference")
+            with torch.no_grad():
+                ours = saccade.attention(
+                    query, key, value, mask=mask, statistics=asked, page_table=table, backend=self.backend
+                )
+            if asked:
+                assert_reports_agree(ours[1], exact[1], 1e-5 if dtype == torch.float32 else 1e-3)
+                ours, exact = ours[0], exact[0]
+            assert_close(ours, exact, 2 * FLOOR[dtype], "output")
 
     def test_same_bits_each_time(self) -> None:
         case = Case(Shape(1, 4, 2, 130, 130, 16, 16), masks.causal(), dtype=self.dtypes[0])

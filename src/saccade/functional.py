@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Protocol, overload
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saccade import backends
@@ -46,6 +46,7 @@ def attention(  # type: ignore[overload-overlap]  # () is an Iterable[Statistic]
     bias: Bias | Float[Tensor, "..."] | None = ...,
     sinks: Float[Tensor, "..."] | None = ...,
     statistics: tuple[()] = ...,
+    page_table: Int[Tensor, "B n"] | None = ...,
     backend: str | None = ...,
 ) -> Float[Tensor, "B H Nq Dv"]: ...
 
@@ -62,6 +63,7 @@ def attention(
     bias: Bias | Float[Tensor, "..."] | None = ...,
     sinks: Float[Tensor, "..."] | None = ...,
     statistics: Statistic | Iterable[Statistic],
+    page_table: Int[Tensor, "B n"] | None = ...,
     backend: str | None = ...,
 ) -> tuple[Float[Tensor, "B H Nq Dv"], Report]: ...
 
@@ -77,6 +79,7 @@ def attention(
     bias: Bias | Float[Tensor, "..."] | None = None,
     sinks: Float[Tensor, "..."] | None = None,
     statistics: Statistic | Iterable[Statistic] = (),
+    page_table: Int[Tensor, "B n"] | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Report]:
     """Scaled dot-product attention (Vaswani et al., arXiv 1706.03762, section 3.2.1) that can say where it looked.
@@ -92,6 +95,10 @@ def attention(
         sinks: one logit for each head, ``(H,)`` or ``(B, H)``, that takes part in the softmax without a key, so that
             a row's weights sum to less than 1.
         statistics: what to ask of the pattern, from `saccade.statistics`.
+        page_table: with a cache in pages (PagedAttention, arXiv 2309.06180, section 4.1), the pages of each batch
+            element in order, integers ``(B, n)``. Key and value are then all pages, ``(P, Hk, S, D)`` and
+            ``(P, Hk, S, Dv)``, shared by the batch and read in place, and Nk = n S; `masks.padding` hides what is not
+            filled yet. Without gradients.
         backend: a backend's name; None for the best one that serves the problem.
 
     Returns:
@@ -115,9 +122,9 @@ def attention(
     >>> report.top_keys.indices[0, 0, :, 0].tolist()
     [0, 1, 2]
     """
-    inputs = check_inputs(query, key, value)
+    inputs = check_inputs(query, key, value) if page_table is None else check_pages(query, key, value, page_table)
     problem = make_problem(inputs, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks)
-    asked = check_all(statistics, inputs.lengths)
+    asked = check_all(statistics, inputs.lengths) if statistics != () else []
     observer = OBSERVER.get() if not torch.compiler.is_compiling() else None
     extra = [] if observer is None else check_all(observer.wanted(inputs.lengths), inputs.lengths)
     chosen, _ = backends.choose(problem, inputs, backend)
@@ -145,6 +152,8 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> Inputs:
     Raises:
         ShapeError, DtypeError, DeviceError: they do not.
     """
+    if _plain(query, key, value):
+        return Inputs(query, key, value)
     tensors = {"query": query, "key": key, "value": value}
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
@@ -169,6 +178,54 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> Inputs:
     if width == 0:
         raise ShapeError(f"query has shape {tuple(query.shape)}; expected a width D of at least 1")
     return Inputs(query, key, value)
+
+
+def check_pages(query: Tensor, key: Tensor, value: Tensor, page_table: Tensor) -> Inputs:
+    """Queries, and keys and values in pages, that fit each other.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError, ArgumentError: they do not, or a gradient is wanted.
+    """
+    if not isinstance(page_table, Tensor) or page_table.is_floating_point() or page_table.dtype == torch.bool:
+        kind = page_table.dtype if isinstance(page_table, Tensor) else type(page_table).__name__
+        raise ArgumentError(f"page_table is {kind}; expected a tensor of integers, the pages of each batch element")
+    if page_table.dim() != 2 or (query.dim() == 4 and page_table.shape[0] != query.shape[0]):  # noqa: PLR2004
+        raise ShapeError(
+            f"page_table has shape {tuple(page_table.shape)}; query has {tuple(query.shape)}: expected (B, n), the "
+            "pages of each of the B batch elements"
+        )
+    if key.dim() != 4 or key.shape[:3] != value.shape[:3]:  # noqa: PLR2004
+        raise ShapeError(
+            f"key has shape {tuple(key.shape)} and value {tuple(value.shape)}; with a page_table expected "
+            "(P, Hk, S, D) and (P, Hk, S, Dv): P pages of S keys"
+        )
+    if query.dim() == 4 and len(query) and len(key):  # noqa: PLR2004
+        # A page stands for all of them: what else there is to check does not depend on their number.
+        check_inputs(query[:1], key[:1], value[:1])
+    if page_table.device != query.device:
+        raise DeviceError(f"page_table is on {page_table.device} and query on {query.device}: move them to one device")
+    if not torch.compiler.is_compiling() and page_table.numel():
+        low, high = (int(x) for x in page_table.aminmax())
+        if low < 0 or high >= len(key):
+            raise ArgumentError(f"page_table names page {low if low < 0 else high}; there are P = {len(key)} pages")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+        raise ArgumentError("page_table: a cache in pages has no gradient: call attention under torch.no_grad()")
+    return Inputs(query, key, value, page_table.to(torch.int32).contiguous())
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether these are of the most common kind and need no further check: a whole call may take 20 µs."""
+    if not (type(query) is type(key) is type(value) is Tensor):
+        return False
+    shape, keys = query.shape, key.shape
+    return (
+        query.dtype == key.dtype == value.dtype == torch.float32
+        and query.device == key.device == value.device
+        and len(shape) == 4  # noqa: PLR2004
+        and shape[3] > 0
+        and keys == (shape[0], shape[1], keys[-2], shape[3])
+        and value.shape == (*keys[:3], value.shape[-1])
+    )
 
 
 def _check_dtypes_and_devices(tensors: dict[str, Tensor]) -> None:

@@ -12,9 +12,11 @@ A `Mask` is a description that knows no lengths: ``causal() & window(512, 0)``. 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -376,6 +378,23 @@ def _rows(x: Tensor) -> Tensor:
     return (x[:, None] if x.dim() == 2 else x)[..., None]  # noqa: PLR2004
 
 
+def _remember(resolve: Callable[[Any, Lengths], Intervals]) -> Callable[[Any, Lengths], Intervals]:
+    """Resolve a rule of numbers once for each lengths: for a short text it would take longer than attention itself.
+
+    Nobody writes into intervals. What a compiler or a mode traces is not remembered, nor are long ones: 1 MiB at most.
+    """
+    remembered = functools.lru_cache(maxsize=32)(resolve)
+
+    @functools.wraps(resolve)
+    def resolved(rule: Any, lengths: Lengths) -> Intervals:
+        traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()  # noqa: SLF001
+        if traced or lengths.queries > 1 << 14:
+            return resolve(rule, lengths)
+        return remembered(rule, dataclasses.replace(lengths, batch=1, heads=1))
+
+    return resolved
+
+
 @dataclass(frozen=True)
 class _Causal(Mask):
     offset: int | None
@@ -383,6 +402,7 @@ class _Causal(Mask):
     def __repr__(self) -> str:
         return "causal()" if self.offset is None else f"causal(offset={self.offset})"
 
+    @_remember
     def resolve(self, lengths: Lengths) -> Intervals:
         stop = _rows(_positions(lengths, self.offset, "causal()") + 1)
         return Intervals.make(torch.zeros_like(stop), stop, lengths.keys)

@@ -339,10 +339,12 @@ class Received(Statistic):
         by: None for the sum over all queries, ``(B, H, Nk)``; or integers ``(Nq,)`` or ``(B, Nq)``, the group
             0 .. G - 1 of each query (below 0: none), for one sum by group, ``(B, H, G, Nk)``.
         count: G; left out, one more than the largest number in `by`.
+        over_heads: sum over heads as well: ``(B, Nk)`` or ``(B, G, Nk)``.
     """
 
     by: Tensor | None = None
     count: int | None = None
+    over_heads: bool = False
     field: ClassVar[str] = "received"
     by_key: ClassVar[bool] = True
 
@@ -351,16 +353,16 @@ class Received(Statistic):
         if self.by is None:
             return self
         groups = _groups("Received", self.by, lengths.queries, lengths)
-        return Received(groups, _group_count("Received", groups, self.count))
+        return Received(groups, _group_count("Received", groups, self.count), self.over_heads)
 
     def code(self) -> tuple[str, list[int], Tensor | None]:
         """See `Statistic.code`."""
-        return self.field, [self.count or 0], self.by
+        return self.field, [self.count or 0, int(self.over_heads)], self.by
 
     def empty(self, lengths: Lengths, dtype: torch.dtype) -> Tensors:
         """See `Statistic.empty`."""
         groups = () if self.by is None else (self.count or 0,)
-        shape = (lengths.batch, lengths.heads, *groups, lengths.keys)
+        shape = (*_of_heads(lengths, self.over_heads), *groups, lengths.keys)
         return (torch.zeros(shape, dtype=dtype, device=lengths.device),)
 
     def add(self, result: Tensors, tile: Tile) -> None:
@@ -371,6 +373,8 @@ class Received(Statistic):
             groups = tile.area.of(self.by[:, None, :, None], queries=True)[..., 0]
             sums = _one_hot(groups, self.count or 0, tile.weights.dtype).mT @ tile.weights
         target = tile.heads_of(result[0])
+        if self.over_heads:
+            sums, target = sums.sum(1), result[0][tile.area.batch]
         if isinstance(tile.area.keys, slice):
             target[..., tile.area.keys] += sums
         else:
@@ -379,6 +383,11 @@ class Received(Statistic):
     def merge_queries(self, results: Sequence[Tensors]) -> Tensors:
         """See `Statistic.merge_queries`. With groups, all parts must number them alike."""
         return (torch.stack([part for (part,) in results]).sum(0),)
+
+
+def _of_heads(lengths: Lengths, over_heads: bool) -> tuple[int, ...]:  # noqa: FBT001
+    """The leading dimensions of a statistic by key: (B, H), or (B,) over heads."""
+    return (lengths.batch,) if over_heads else (lengths.batch, lengths.heads)
 
 
 _REDUCTIONS = ("mean", "max", "sum")
@@ -393,10 +402,12 @@ class Map(Statistic):
     Args:
         cells: cells along each side, or (cells of queries, cells of keys); never more than there are tokens.
         reduce: "mean", "max" or "sum" of the weights in a cell.
+        over_heads: one map ``(B, cells_q, cells_k)`` of all heads together, whose cells reduce over heads as well.
     """
 
     cells: int | tuple[int, int]
     reduce: str = "mean"
+    over_heads: bool = False
     field: ClassVar[str] = "map"
     by_key: ClassVar[bool] = True
 
@@ -419,11 +430,11 @@ class Map(Statistic):
 
     def code(self) -> tuple[str, list[int], Tensor | None]:
         """See `Statistic.code`."""
-        return self.field, [*self._sides(), _REDUCTIONS.index(self.reduce)], None
+        return self.field, [*self._sides(), _REDUCTIONS.index(self.reduce), int(self.over_heads)], None
 
     def empty(self, lengths: Lengths, dtype: torch.dtype) -> Tensors:
         """See `Statistic.empty`."""
-        shape = (lengths.batch, lengths.heads, *self.grid(lengths))
+        shape = (*_of_heads(lengths, self.over_heads), *self.grid(lengths))
         return (torch.zeros(shape, dtype=dtype, device=lengths.device),)
 
     def add(self, result: Tensors, tile: Tile) -> None:
@@ -435,8 +446,14 @@ class Map(Statistic):
         weights, columns = self._reduce(tile.weights, of_key)
         weights, rows = self._reduce(weights.mT, of_query)
         target, where = tile.heads_of(result[0]), (..., rows[:, None], columns)
+        if self.over_heads:
+            weights, target = weights.amax(1) if self.reduce == "max" else weights.sum(1), result[0][tile.area.batch]
         here = target[where]
         target[where] = torch.maximum(here, weights.mT) if self.reduce == "max" else here + weights.mT
+
+    def merge_queries(self, results: Sequence[Tensors]) -> Tensors:
+        """See `Statistic.merge_queries`."""
+        return (torch.cat([part for (part,) in results], -2),)
 
     def _reduce(self, weights: Tensor, cell_of: Tensor) -> tuple[Tensor, Tensor]:
         """Reduce the last dimension to the cells present in it; also which cells these are."""
@@ -458,7 +475,7 @@ class Map(Statistic):
         cells_q, cells_k = self.grid(lengths)
         rows = cell_bounds(lengths.queries, cells_q).diff().to(result[0])
         columns = cell_bounds(lengths.keys, cells_k).diff().to(result[0])
-        return (result[0] / (rows[:, None] * columns),)
+        return (result[0] / (rows[:, None] * columns * (lengths.heads if self.over_heads else 1)),)
 
 
 def cell_bounds(length: int, cells: int) -> Tensor:
@@ -484,9 +501,9 @@ def decode(field: str, numbers: list[int], tensor: Tensor | None) -> Statistic:
         assert tensor is not None
         return Mass(tensor, numbers[0])
     if field == Received.field:
-        return Received(tensor, None if tensor is None else numbers[0])
+        return Received(tensor, None if tensor is None else numbers[0], bool(numbers[1]))
     if field == Map.field:
-        return Map((numbers[0], numbers[1]), _REDUCTIONS[numbers[2]])
+        return Map((numbers[0], numbers[1]), _REDUCTIONS[numbers[2]], bool(numbers[3]))
     return {kind.field: kind for kind in (LogSumExp, Entropy, MaxWeight)}[field]()
 
 

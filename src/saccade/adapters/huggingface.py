@@ -380,7 +380,7 @@ class _FirstForward:
 # ---------------------------------------------------------------------------------- the function
 
 
-def attend(  # noqa: PLR0913, PLR0917  transformers' signature
+def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,

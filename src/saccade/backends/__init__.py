@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from saccade.backends.cpu import CPU
 from saccade.backends.contract import Backend, Forward, Gradients, Inputs
+from saccade.backends.cpu import CPU
 from saccade.backends.reference import Reference
 from saccade.backends.tiled import Tiled
 from saccade.errors import BackendError

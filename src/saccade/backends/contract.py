@@ -6,16 +6,17 @@ lies on one device. A backend does exactly what the problem says, or says why it
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 
-from saccade.masks import Lengths
-from saccade.scores import Problem
+from saccade.masks import Dense, Intervals, Lengths
+from saccade.scores import Area, Problem
 from saccade.statistics import Statistic, Tensors
 
 
@@ -27,17 +28,32 @@ class Inputs:
         query: ``(B, H, Nq, D)``.
         key: ``(B, Hk, Nk, D)``.
         value: ``(B, Hk, Nk, Dv)``.
+        pages: with a cache in pages, int32 ``(B, n)``: then key and value are ``(P, Hk, S, D)`` and ``(P, Hk, S, Dv)``,
+            and keys ``i * S`` to ``(i + 1) * S`` of a batch element are those of page ``pages[b, i]``; Nk = n S.
     """
 
     query: Float[Tensor, "B H Nq D"]
-    key: Float[Tensor, "B Hk Nk D"]
-    value: Float[Tensor, "B Hk Nk Dv"]
+    key: Float[Tensor, "B Hk Nk D"] | Float[Tensor, "P Hk S D"]
+    value: Float[Tensor, "B Hk Nk Dv"] | Float[Tensor, "P Hk S Dv"]
+    pages: Int32[Tensor, "B n"] | None = None
 
-    @property
+    @functools.cached_property
     def lengths(self) -> Lengths:
         """B, H, Nq and Nk."""
         batch, heads, queries, _ = self.query.shape
-        return Lengths(batch, heads, queries, self.key.shape[2], self.query.device)
+        keys = self.key.shape[2] * (1 if self.pages is None else self.pages.shape[1])
+        return Lengths(batch, heads, queries, keys, self.query.device)
+
+    def gathered(self) -> Inputs:
+        """The same with keys and values in one piece: a copy of O(Nk D) if they lie in pages."""
+        if self.pages is None:
+            return self
+
+        def gather(x: Tensor) -> Tensor:
+            assert self.pages is not None
+            return x[self.pages.long()].transpose(1, 2).flatten(2, 3)
+
+        return Inputs(self.query, gather(self.key), gather(self.value))
 
     @property
     def group(self) -> int:
@@ -55,7 +71,7 @@ class Inputs:
         return torch.Size((*self.query.shape[:3], self.value.shape[3]))
 
     def empty_output(self) -> Float[Tensor, "B H Nq Dv"]:
-        """Memory for the output. Where queries lie as (B, Nq, H, D), so does it: the next layer reads it in that order."""
+        """Memory for the output. Where queries lie as (B, Nq, H, D), so does it: so the next layer reads it."""
         batch, heads, queries, width = self.output_shape
         if heads > 1 and queries > 1 and self.query.stride(1) < self.query.stride(2):
             return self.query.new_empty(batch, queries, heads, width).transpose(1, 2)
@@ -103,6 +119,31 @@ class Backend(ABC):
         """The output, and the statistics asked for."""
 
     @abstractmethod
+    def observe(
+        self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], statistics: Sequence[Statistic]
+    ) -> list[Tensors]:
+        """Statistics of a pattern whose lse is known, from queries and keys alone; values are not looked at."""
+
+    @abstractmethod
+    def transposed(
+        self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], rows: Float[Tensor, "B H Nq Y"]
+    ) -> Float[Tensor, "B H Nk Y"]:
+        """The product of the transposed pattern with `rows`, in the compute dtype, from queries, keys and the lse."""
+
+    def window(
+        self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], queries: slice, keys: slice
+    ) -> Float[Tensor, "B H rows columns"]:
+        """The entries of the pattern at some queries and keys, in the compute dtype: exp(s - lse), 0 where hidden.
+
+        Memory is that of the window. Weights are no better than the lse: half of its last digit in float32 is 2e-6 of a
+        weight at 64 and 2e-5 at 512.
+        """
+        area = Area(slice(0, inputs.lengths.batch), slice(0, inputs.lengths.heads), queries, keys)
+        s = scores(problem, inputs, area)
+        base = lse[:, :, queries, None].to(s.dtype)
+        return (s - base.masked_fill(base == -torch.inf, 0.0)).exp()
+
+    @abstractmethod
     def backward(
         self,
         problem: Problem,
@@ -114,10 +155,32 @@ class Backend(ABC):
         """Gradients, from those of the output and of the lse."""
 
 
-def sink_gradient(problem: Problem, forward: Forward, grad_output: Tensor, grad_lse: Tensor) -> Tensor | None:
-    """The gradient of the sinks: one holds the weight exp(sink - lse) and has no value, so it is minus that times delta.
+def scores(problem: Problem, inputs: Inputs, area: Area) -> Tensor:
+    """The scores s = scale * q·k, softcapped, biased, -inf where hidden, of an area: ``(B, H, rows, columns)``.
 
-    delta = sum(dO * O) less the gradient of the lse (FlashAttention-2, arXiv 2307.08691, algorithm 2).
+    An infinite query or key makes the scores it touches NaN.
+    """
+    group = inputs.query.shape[1] // max(inputs.key.shape[1], 1)
+    query = poison(inputs.query[:, :, area.rows].to(inputs.compute))
+    key = poison(inputs.key[:, :, area.keys].to(inputs.compute)).repeat_interleave(group, 1)
+    s = problem.scale * (query @ key.mT)
+    if problem.softcap is not None:
+        s = problem.softcap * torch.tanh(s / problem.softcap)
+    if problem.bias is not None:
+        s = s + problem.bias.tile(area).to(s.dtype)
+    if problem.mask is None:
+        return s
+    if isinstance(problem.mask, Dense):
+        return s.masked_fill(~area.of(problem.mask.visible, queries=True, keys=True), -torch.inf)
+    starts, stops = (area.of(x, queries=True) for x in (problem.mask.starts, problem.mask.stops))
+    visible = Intervals(starts, stops, problem.mask.keys).between(area.key_positions(s.device).int())
+    return s.masked_fill(~visible, -torch.inf)
+
+
+def sink_gradient(problem: Problem, forward: Forward, grad_output: Tensor, grad_lse: Tensor) -> Tensor | None:
+    """The gradient of the sinks: a sink holds the weight w = exp(sink - lse) and has no value, so it is -w delta.
+
+    Here delta = sum(dO * O) less the gradient of the lse (FlashAttention-2, arXiv 2307.08691, algorithm 2).
     """
     sinks = problem.sinks
     if sinks is None:

@@ -1,21 +1,20 @@
 """Attention on the CPU by compiled kernels (``native/``): forward, backward, decoding and every statistic.
 
-The kernels compute float32, and bfloat16 and float16 in float32 sums. They serve finite numbers only: a call in which an
-input or a score turns out to be NaN or infinite is computed by `tiled`, which keeps what is not finite apart from what
-does not see it.
+The kernels compute float32, and bfloat16 and float16 in float32 sums. They serve finite numbers only: a call in which
+an input or a score turns out to be NaN or infinite is computed by `tiled`, which keeps what is not finite apart from
+what does not see it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saccade.backends.contract import Backend, Forward, Gradients, Inputs, sink_gradient
-from saccade.backends.native import DTYPES, Library, NotFiniteError, load
+from saccade.backends.native import DTYPES, Fields, Library, NotFiniteError, load
 from saccade.backends.tiled import Tiled
 from saccade.masks import Dense, Intervals
 from saccade.scores import ALiBi, DenseBias, Problem, RelativeBias
@@ -32,13 +31,9 @@ from saccade.statistics import (
     TopKeys,
 )
 
-_KINDS: dict[type[Statistic], int] = {
-    kind: number for number, kind in enumerate((Entropy, MaxWeight, TopKeys, Distance, Mass, Received, Map))
-}
+_KINDS = {Entropy: 0, MaxWeight: 1, TopKeys: 2, Distance: 3, Mass: 4, Received: 5, Map: 6}
 _REDUCTIONS = ("mean", "max", "sum")
 _BIASES = {DenseBias: 1, ALiBi: 2, RelativeBias: 3}
-
-Fields = dict[str, Any]
 
 
 class CPU(Backend):
@@ -47,7 +42,8 @@ class CPU(Backend):
     name = "cpu"
 
     def refuses(self, problem: Problem, inputs: Inputs) -> str | None:
-        """See `Backend.refuses`."""
+        """See `Backend.refuses`. Any problem is served, in three dtypes, where the library was built."""
+        del problem
         if inputs.query.device.type != "cpu":
             return f"tensors are on {inputs.query.device}, not on the CPU"
         if inputs.query.dtype == torch.float64:
@@ -60,10 +56,10 @@ class CPU(Backend):
         inputs = _with_unit_stride(inputs)
         output = inputs.empty_output()
         shape = output.shape[:3] if want_lse or statistics else (0,)
-        lse = torch.empty(shape, dtype=torch.float32)
+        lse = output.new_empty(shape, dtype=torch.float32)
         results = [statistic.empty(inputs.lengths, torch.float32) for statistic in statistics]
         fields, keep = _problem(problem, inputs)
-        fields |= _strides("output", output)
+        _tensor(fields, "output", output)
         fields["lse"] = lse.data_ptr()
         records = [_record(s, r) for s, r in zip(statistics, results, strict=True) if not isinstance(s, LogSumExp)]
         try:
@@ -73,6 +69,55 @@ class CPU(Backend):
         del keep
         done = [s.finish(r, inputs.lengths) for s, r in zip(statistics, results, strict=True)]
         return Forward(output, lse, done)
+
+    def observe(
+        self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], statistics: Sequence[Statistic]
+    ) -> list[Tensors]:
+        """See `Backend.observe`. O(Nq Nk D) time, no memory beyond the results."""
+        results = [statistic.empty(inputs.lengths, torch.float32) for statistic in statistics]
+        records = [_record(s, r) for s, r in zip(statistics, results, strict=True) if not isinstance(s, LogSumExp)]
+        lse = lse.float().contiguous()
+        fields, keep = _problem(problem, _with_unit_stride(inputs))
+        fields |= {"value": 0, "lse": lse.data_ptr()}
+        try:
+            _library().call("observe", fields, records)
+        except NotFiniteError:
+            return Tiled().observe(problem, inputs, lse, statistics)
+        del keep
+        return [s.finish(r, inputs.lengths) for s, r in zip(statistics, results, strict=True)]
+
+    def transposed(
+        self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], rows: Float[Tensor, "B H Nq Y"]
+    ) -> Float[Tensor, "B H Nk Y"]:
+        """See `Backend.transposed`. O(Nq Nk (D + Y)) time; for each thread O(Nq D) memory."""
+        rows, lse = _unit_stride(rows.to(inputs.query.dtype)), lse.float().contiguous()
+        result = torch.empty(*rows.shape[:2], inputs.lengths.keys, rows.shape[3], dtype=torch.float32)
+        fields, keep = _problem(problem, _with_unit_stride(inputs))
+        _tensor(fields, "rows_grad", rows)
+        fields |= {"value": 0, "lse": lse.data_ptr(), "value_grad": result.data_ptr(), "value_width": rows.shape[3]}
+        try:
+            _library().call("transposed", fields)
+        except NotFiniteError:
+            return Tiled().transposed(problem, inputs, lse, rows)
+        del keep
+        return result
+
+    def window(
+        self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], queries: slice, keys: slice
+    ) -> Float[Tensor, "B H rows columns"]:
+        """See `Backend.window`. The time of the window, and that of its rows where an lse is beyond 64 in magnitude."""
+        lse = lse.float().contiguous()
+        shape = (queries.stop - queries.start, keys.stop - keys.start)
+        result = torch.zeros(*lse.shape[:2], *shape, dtype=torch.float32)
+        fields, keep = _problem(problem, _with_unit_stride(inputs))
+        fields |= {"value": 0, "lse": lse.data_ptr(), "output": result.data_ptr()}
+        fields |= {"row_start": queries.start, "row_stop": queries.stop, "key_start": keys.start, "key_stop": keys.stop}
+        try:
+            _library().call("window", fields)
+        except NotFiniteError:
+            return super().window(problem, inputs, lse, queries, keys)
+        del keep
+        return result
 
     def backward(
         self,
@@ -87,7 +132,9 @@ class CPU(Backend):
         rows_grad, lse_grad = _unit_stride(grad_output.to(inputs.query.dtype)), grad_lse.float().contiguous()
         grads = [torch.empty(x.shape, dtype=x.dtype) for x in (inputs.query, inputs.key, inputs.value)]
         fields, keep = _problem(problem, inputs)
-        fields |= _strides("output", _unit_stride(forward.output)) | _strides("rows_grad", rows_grad)
+        output = _unit_stride(forward.output)
+        _tensor(fields, "output", output)
+        _tensor(fields, "rows_grad", rows_grad)
         fields |= {"lse": forward.lse.data_ptr(), "lse_grad": lse_grad.data_ptr()}
         fields |= dict(zip(("query_grad", "key_grad", "value_grad"), (x.data_ptr() for x in grads), strict=True))
         bias_grad = None
@@ -99,8 +146,11 @@ class CPU(Backend):
         except NotFiniteError:
             return Tiled().backward(problem, inputs, forward, grad_output, grad_lse)
         del keep
+        query_grad, key_grad, value_grad = grads
         return Gradients(
-            *grads,
+            query_grad,
+            key_grad,
+            value_grad,
             None if bias_grad is None or problem.bias is None else bias_grad.to(problem.bias.values.dtype),
             sink_gradient(problem, forward, grad_output, grad_lse),
         )
@@ -121,36 +171,34 @@ def _with_unit_stride(inputs: Inputs) -> Inputs:
     query, key, value = inputs.query, inputs.key, inputs.value
     if query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         return inputs
-    return Inputs(_unit_stride(query), _unit_stride(key), _unit_stride(value))
+    return Inputs(_unit_stride(query), _unit_stride(key), _unit_stride(value), inputs.pages)
 
 
 # ---------------------------------------------------------------------------------------- the fields of native/abi.h
 
 
-def _strides(name: str, x: Tensor) -> Fields:
+def _tensor(fields: Fields, name: str, x: Tensor) -> None:
     """Address and strides of a tensor ``(B, H, N, D)``."""
-    batch, head, row, _ = x.stride()
-    return {name: x.data_ptr(), f"{name}_batch": batch, f"{name}_head": head, f"{name}_row": row}
+    fields[name] = x.data_ptr()
+    fields[f"{name}_batch"], fields[f"{name}_head"], fields[f"{name}_row"], _ = x.stride()
 
 
 def _problem(problem: Problem, inputs: Inputs) -> tuple[Fields, list[Tensor]]:
     """What every call says of a problem, and the tensors made on the way, to be kept until the call is over."""
     query, key, value = inputs.query, inputs.key, inputs.value
-    batch, heads, queries, width = query.shape
-    fields = _strides("query", query) | _strides("key", key) | _strides("value", value)
-    fields |= {
-        "batch": batch,
-        "heads": heads,
-        "key_heads": key.shape[1],
-        "queries": queries,
-        "keys": key.shape[2],
-        "width": width,
-        "value_width": value.shape[3],
-        "dtype": DTYPES[str(query.dtype)],
-        "scale": problem.scale,
-        "softcap": problem.softcap or 0.0,
-        "threads": torch.get_num_threads(),
-    }
+    fields = _library().blank()
+    _tensor(fields, "query", query)
+    _tensor(fields, "key", key)
+    _tensor(fields, "value", value)
+    fields["batch"], fields["heads"], fields["queries"], fields["width"] = query.shape
+    _, fields["key_heads"], fields["keys"], fields["value_width"] = value.shape
+    if inputs.pages is not None:
+        fields["pages"], fields["pages_batch"] = inputs.pages.data_ptr(), inputs.pages.stride(0)
+        fields["page_size"], fields["keys"] = value.shape[2], inputs.lengths.keys
+    fields["dtype"] = DTYPES[query.dtype]
+    fields["scale"] = problem.scale
+    fields["softcap"] = problem.softcap or 0.0
+    fields["threads"] = torch.get_num_threads()
     keep: list[Tensor] = []
     if problem.mask is not None:
         fields |= _mask(problem.mask, keep)
@@ -193,7 +241,7 @@ def _bias(problem: Problem, keep: list[Tensor]) -> Fields:
     bias = problem.bias
     assert bias is not None
     values = bias.values.detach()
-    if str(values.dtype) not in DTYPES:
+    if values.dtype not in DTYPES:
         values = values.float()
     if not isinstance(bias, DenseBias):
         values = values.contiguous()
@@ -201,7 +249,7 @@ def _bias(problem: Problem, keep: list[Tensor]) -> Fields:
     fields: Fields = {
         "bias": values.data_ptr(),
         "bias_kind": _BIASES[type(bias)],
-        "bias_dtype": DTYPES[str(values.dtype)],
+        "bias_dtype": DTYPES[values.dtype],
         "bias_batch": _broadcast(values, 0),
         "bias_head": _broadcast(values, 1),
         "bias_offset": bias.offset or 0,
@@ -224,6 +272,7 @@ def _bias_gradient(grad: Tensor) -> Fields:
 def _record(statistic: Statistic, result: Tensors) -> dict[str, int]:
     """One statistic, as native/statistics.h lists them."""
     first = second = third = groups = groups_batch = 0
+    over_heads = False
     table: Tensor | None = None
     match statistic:
         case TopKeys():
@@ -234,8 +283,10 @@ def _record(statistic: Statistic, result: Tensors) -> dict[str, int]:
             first, table = statistic.count or 0, statistic.groups
         case Received():
             first, table = (0, None) if statistic.by is None else (statistic.count or 0, statistic.by)
+            over_heads = statistic.over_heads
         case Map():
             first, second, third = *result[0].shape[-2:], _REDUCTIONS.index(statistic.reduce)
+            over_heads = statistic.over_heads
     if table is not None:
         groups, groups_batch = table.data_ptr(), _broadcast(table, 0)
     index, values = (0, result[0]) if len(result) == 1 else (result[0].data_ptr(), result[1])
@@ -244,7 +295,7 @@ def _record(statistic: Statistic, result: Tensors) -> dict[str, int]:
         "first": first,
         "second": second,
         "third": third,
-        "over_heads": 0,
+        "over_heads": int(over_heads),
         "result": values.data_ptr(),
         "indices": index,
         "groups": groups,

@@ -12,17 +12,23 @@ import functools
 import os
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import torch  # its OpenMP runtime is the one to use, so it has to be loaded first
 
 # Chooses the instruction set by name; unset or empty: the best one that runs here.
 VARIANT = "SACCADE_CPU_VARIANT"
 
 _DONE, _OUT_OF_MEMORY, _INTERRUPTED, _NOT_FINITE = range(4)
 
-DTYPES = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}
+FUNCTIONS = ("forward", "backward", "observe", "transposed", "window")
+
+Fields = dict[str, Any]  # numbers, by the names in native/abi.h
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class NotFiniteError(Exception):
@@ -42,9 +48,10 @@ class Library:
         self._with_lock = ctypes.PyDLL(str(path))
         for name in ("saccade_problem_fields", "saccade_statistic_fields", "saccade_variants", "saccade_use"):
             getattr(self._calls, name).restype = ctypes.c_char_p
-        self.fields, self._problem = _layout(self._calls.saccade_problem_fields())
+        names, self._problem = _layout(self._calls.saccade_problem_fields())
         self._statistic_fields, self._statistic = _layout(self._calls.saccade_statistic_fields())
-        self._blank = dict.fromkeys(self.fields, 0)
+        self._functions = {name: getattr(self._calls, f"saccade_{name}") for name in FUNCTIONS}
+        self._blank: Fields = dict.fromkeys(names, 0)
         self.variants = self._calls.saccade_variants().decode().split()
         self._share_python()
         self.variant = self.use(os.environ.get(VARIANT, ""))
@@ -64,21 +71,30 @@ class Library:
         self.variant = found.decode()
         return self.variant
 
-    def call(self, name: str, fields: Mapping[str, int | float], statistics: Sequence[Mapping[str, int]] = ()) -> None:
-        """Run ``saccade_NAME`` on a problem; what is not in `fields` is 0. Statistics are records of their own.
+    def blank(self) -> Fields:
+        """The fields of a call, all 0."""
+        return self._blank.copy()
+
+    def call(self, name: str, fields: Fields, statistics: Sequence[Fields] = ()) -> None:
+        """Run ``saccade_NAME`` on a problem.
+
+        Args:
+            name: which function.
+            fields: filled in, from `blank`.
+            statistics: records with the fields of a statistic.
 
         Raises:
             NotFiniteError: results were not computed.
             MemoryError: no memory for workspaces.
             KeyboardInterrupt: or whatever a signal handler raised.
         """
-        values: dict[str, int | float] = self._blank | fields
         if statistics:
             packed = b"".join(self._statistic.pack(*(s[name] for name in self._statistic_fields)) for s in statistics)
-            values["statistics"] = ctypes.cast(packed, ctypes.c_void_p).value or 0
-            values["statistics_count"] = len(statistics)
-        assert len(values) == len(self.fields), f"no such field: {values.keys() - self._blank.keys()}"
-        status = getattr(self._calls, f"saccade_{name}")(self._problem.pack(*values.values()))
+            records = ctypes.create_string_buffer(packed)  # lives until the call is over
+            fields["statistics"] = ctypes.addressof(records)
+            fields["statistics_count"] = len(statistics)
+        assert len(fields) == len(self._blank), f"no such fields: {fields.keys() - self._blank.keys()}"
+        status = self._functions[name](self._problem.pack(*fields.values()))
         if status != _DONE:
             self._raise(status)
 
@@ -110,8 +126,6 @@ def load() -> Library | str:
     if path is None:
         return "this installation has no compiled kernels: install saccade anew, with a C++ compiler at hand"
     try:
-        import torch  # noqa: F401  its OpenMP runtime is the one to use, so it has to be loaded first
-
         return Library(path)
     except OSError as error:
         return f"the compiled kernels cannot be loaded: {error}"

@@ -8,12 +8,14 @@ biases and statistics are handed over in the flat form that `Call` packs and unp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 
 from saccade.backends import get
@@ -48,6 +50,7 @@ class Call:
             mask.stops if isinstance(mask, Intervals) else None,
             mask.visible if isinstance(mask, Dense) else None,
             [tensor for _, _, tensor in codes if tensor is not None],
+            self.inputs.pages,
             self.problem.scale,
             self.problem.softcap,
             "" if bias is None else bias.kind,
@@ -72,6 +75,7 @@ class Call:
         stops: Tensor | None,
         visible: Tensor | None,
         groups: list[Tensor],
+        pages: Tensor | None,
         scale: float,
         softcap: float | None,
         bias_kind: str,
@@ -86,19 +90,20 @@ class Call:
         """The reverse of `pack`."""
         mask: Intervals | Dense | None = None if visible is None else Dense(visible)
         if starts is not None and stops is not None:
-            mask = Intervals(starts, stops, key.shape[2])
+            mask = Intervals(starts, stops, key.shape[2] * (1 if pages is None else pages.shape[1]))
         problem = Problem(scale, mask, softcap, decode_bias(bias_kind, bias, bias_numbers), sinks)
         tensors, rest = iter(groups), iter(numbers)
         statistics = [
             decode(field, [next(rest) for _ in range(count)], next(tensors) if has_tensor else None)
             for field, count, has_tensor in zip(fields, counts, grouped, strict=True)
         ]
-        return cls(Inputs(query, key, value), problem, statistics, want_lse, backend)
+        return cls(Inputs(query, key, value, pages), problem, statistics, want_lse, backend)
 
 
 _ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? sinks, Tensor? starts, Tensor? stops, "
-    "Tensor? visible, Tensor[] groups, float scale, float? softcap, str bias_kind, int[] bias_numbers, str[] fields, "
+    "Tensor? visible, Tensor[] groups, Tensor? pages, float scale, float? softcap, str bias_kind, int[] bias_numbers, "
+    "str[] fields, "
     "int[] counts, int[] numbers, bool[] grouped, bool want_lse, str backend"
 )
 
@@ -213,11 +218,34 @@ torch.library.register_fake("saccade::forward", _forward_fake, lib=_library)
 torch.library.register_fake("saccade::backward", _backward_fake, lib=_library)
 
 
+def _seen(leaves: Sequence[Tensor | None]) -> bool:
+    """Whether somebody has to see the operation: a mode, a transform, a tracer, a subclass, the profiler.
+
+    If nobody has to, the backend is called at once: the way through the dispatcher takes longer than a small call.
+    """
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()  # noqa: SLF001
+        or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
+        or torch._C._get_tracing_state() is not None  # noqa: SLF001
+        or forward_ad._current_level >= 0  # noqa: SLF001
+        or torch._C._autograd._profiler_enabled()  # noqa: SLF001
+        or any(type(x) not in _PLAIN for x in leaves)
+    )
+
+
+_NOTHING = nullcontext()
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+
+
 def call(backend: Backend, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic]) -> Forward:
     """Run the operation; the lse is computed only for a statistic or a gradient."""
     bias = None if problem.bias is None else problem.bias.values
     leaves = [inputs.query, inputs.key, inputs.value, bias, problem.sinks]
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
+    if not differentiable and not _seen(leaves):
+        with torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
+            return backend.forward(problem, inputs, statistics, want_lse=bool(statistics))
     call = Call(inputs, problem, statistics, differentiable or bool(statistics), backend.name)
     output, lse, *rest = torch.ops.saccade.forward.default(*call.pack())
     tensors = iter(rest)

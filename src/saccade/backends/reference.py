@@ -6,12 +6,13 @@ computed from it by its definition. Gradients come from PyTorch's autograd of th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from saccade.backends.contract import Backend, Forward, Gradients, Inputs, poison
+from saccade.backends.contract import Backend, Forward, Gradients, Inputs, scores
 from saccade.masks import Lengths
 from saccade.scores import Area, Problem
 from saccade.statistics import (
@@ -29,26 +30,10 @@ from saccade.statistics import (
 )
 
 
-def scores(problem: Problem, query: Tensor, key: Tensor) -> Tensor:
-    """The scores s = scale * q·k, softcapped, biased, -inf where hidden: ``(B, H, Nq, Nk)``.
-
-    An infinite query or key makes the scores it touches NaN.
-    """
-    lengths = Inputs(query, key, key).lengths
-    key = poison(key).repeat_interleave(query.shape[1] // max(key.shape[1], 1), 1)
-    s = problem.scale * (poison(query) @ key.mT)
-    if problem.softcap is not None:
-        s = problem.softcap * torch.tanh(s / problem.softcap)
-    if problem.bias is not None:
-        s = s + problem.bias.tile(_everything(lengths)).to(s.dtype)
-    if problem.mask is not None:
-        s = s.masked_fill(~problem.mask.to_dense(lengths), -torch.inf)
-    return s
-
-
 def pattern(problem: Problem, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """The pattern A ``(B, H, Nq, Nk)`` and its lse ``(B, H, Nq)``: A = softmax(s, sink) without the sink's column."""
-    s = scores(problem, query, key)
+    inputs = Inputs(query, key, key)
+    s = scores(problem, inputs, _everything(inputs.lengths))
     hidden = s == -torch.inf
     logits = s
     if problem.sinks is not None:
@@ -102,6 +87,9 @@ def _mass(a: Tensor, statistic: Mass) -> Tensors:
 
 
 def _received(a: Tensor, statistic: Received) -> Tensors:
+    if statistic.over_heads:
+        a = a.sum(1, keepdim=True)
+        return (_received(a, dataclasses.replace(statistic, over_heads=False))[0][:, 0],)
     if statistic.by is None:
         return (a.sum(-2),)
     groups = statistic.by[:, None, :, None]
@@ -114,13 +102,15 @@ def _map(a: Tensor, statistic: Map) -> Tensors:
         cell_bounds(n, cells).tolist() for n, cells in zip(a.shape[2:], statistic.grid(lengths), strict=True)
     )
     reductions: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "max": torch.amax, "sum": torch.sum}
+    if statistic.over_heads:
+        a = reductions[statistic.reduce](a, dim=1, keepdim=True)
     reduce = reductions[statistic.reduce]
     result = a.new_zeros(*a.shape[:2], len(rows) - 1, len(columns) - 1)
     for i in range(len(rows) - 1):
         for j in range(len(columns) - 1):
             cell = a[..., rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
             result[..., i, j] = reduce(cell, dim=(-2, -1))
-    return (result,)
+    return (result[:, 0] if statistic.over_heads else result,)
 
 
 _FORMULAS: dict[type[Statistic], Callable[..., Tensors]] = {
@@ -143,10 +133,23 @@ class Reference(Backend):
     def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
         """See `Backend.forward`. O(Nq Nk) memory for each head."""
         del want_lse
+        inputs = inputs.gathered()
         query, key, value = (x.to(inputs.compute) for x in (inputs.query, inputs.key, inputs.value))
         a, lse = pattern(problem, query, key)
         output = inputs.empty_output().copy_(_weighted_values(problem, a, value, inputs.lengths))
         return Forward(output, lse, [_FORMULAS[type(statistic)](a, statistic) for statistic in statistics])
+
+    def observe(self, problem: Problem, inputs: Inputs, lse: Tensor, statistics: Sequence[Statistic]) -> list[Tensors]:
+        """See `Backend.observe`. The lse is computed again."""
+        del lse
+        a, _ = pattern(problem, inputs.query.to(inputs.compute), inputs.key.to(inputs.compute))
+        return [_FORMULAS[type(statistic)](a, statistic) for statistic in statistics]
+
+    def transposed(self, problem: Problem, inputs: Inputs, lse: Tensor, rows: Tensor) -> Tensor:
+        """See `Backend.transposed`. The lse is computed again."""
+        del lse
+        a, _ = pattern(problem, inputs.query.to(inputs.compute), inputs.key.to(inputs.compute))
+        return a.mT @ rows.to(inputs.compute)
 
     def backward(
         self, problem: Problem, inputs: Inputs, forward: Forward, grad_output: Tensor, grad_lse: Tensor

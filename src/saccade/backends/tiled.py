@@ -303,6 +303,7 @@ class Tiled(Backend):
 
     def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
         """See `Backend.forward`. Memory: O(N D), and some tens of MiB of workspace."""
+        inputs = inputs.gathered()
         run = _Run(problem, inputs)
         shape = inputs.output_shape
         output = inputs.empty_output()
@@ -317,11 +318,44 @@ class Tiled(Backend):
         done = [s.finish(r, run.lengths) for s, r in zip(statistics, results, strict=True)]
         return Forward(output, lse, done)
 
+    def observe(self, problem: Problem, inputs: Inputs, lse: Tensor, statistics: Sequence[Statistic]) -> list[Tensors]:
+        """See `Backend.observe`. Weights are computed panel by panel."""
+        run = _Run(problem, inputs)
+        results = [statistic.empty(run.lengths, run.dtype) for statistic in statistics]
+        for tile, _ in _tiles(run, lse):
+            for statistic, result in zip(statistics, results, strict=True):
+                if result:
+                    statistic.add(result, tile)
+        return [s.finish(r, run.lengths) for s, r in zip(statistics, results, strict=True)]
+
+    def transposed(self, problem: Problem, inputs: Inputs, lse: Tensor, rows: Tensor) -> Tensor:
+        """See `Backend.transposed`. Weights are computed panel by panel."""
+        run = _Run(problem, inputs)
+        rows = rows.to(run.dtype)
+        result = rows.new_zeros(*rows.shape[:2], run.lengths.keys, rows.shape[3])
+        for tile, panel in _tiles(run, lse):
+            part, first = tile.weights.mT @ tile.rows_of(rows), 0
+            target = tile.heads_of(result)
+            for piece in panel.pieces:
+                count = piece.stop - piece.start
+                target[:, :, piece.start : piece.stop] += part[:, :, first : first + count]
+                first += count
+        return result
+
     def backward(
         self, problem: Problem, inputs: Inputs, forward: Forward, grad_output: Tensor, grad_lse: Tensor
     ) -> Gradients:
         """See `Backend.backward`. The weights are computed again panel by panel (Dao et al., arXiv 2205.14135)."""
         return _Backward(problem, inputs).gradients(forward, grad_output, grad_lse)
+
+
+def _tiles(run: _Run, lse: Tensor) -> Iterator[tuple[Tile, _Panel]]:
+    """The whole pattern in tiles of exact weights, once its lse ``(B, H, Nq)`` is known."""
+    of_rows = run.split(lse.to(run.dtype)[..., None])
+    for block, batch, heads, panels in run.blocks():
+        rows = of_rows[batch, heads, :, block.rows].flatten(1, 2)
+        for panel, weights in _Rows(run, block, batch, heads, panels).weights_given(rows):
+            yield Tile(run.by_query_head(weights, panel), panel.area, run.lengths), panel
 
 
 @dataclass(eq=False)

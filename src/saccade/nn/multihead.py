@@ -319,7 +319,7 @@ class MultiheadAttention(Module):
     bias_k: Parameter | None
     bias_v: Parameter | None
 
-    def __init__(  # noqa: PLR0913, PLR0917  the signature of torch.nn.MultiheadAttention
+    def __init__(
         self,
         embed_dim: int,
         num_heads: int,
