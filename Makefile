@@ -4,7 +4,7 @@ PYTHON_IN_VENV := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check sanitize bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | \
@@ -28,6 +28,13 @@ check: $(READY) ## format, lint, types, import layers
 	@.venv/bin/ruff check --quiet
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo
+
+# OpenMP's runtime is not built for ThreadSanitizer, which would call its barriers races.
+sanitize: ## run the kernels under the address, undefined-behavior and thread sanitizers
+	@cmake -S . -B build/sanitize-address -DSACCADE_TESTS=ON -DSACCADE_SANITIZE=address,undefined >/dev/null
+	@cmake -S . -B build/sanitize-thread -DSACCADE_TESTS=ON -DSACCADE_SANITIZE=thread -DSACCADE_STD_THREADS=ON >/dev/null
+	@for build in build/sanitize-address build/sanitize-thread; do \
+	  cmake --build $$build --parallel 2 >/dev/null && $$build/kernels_test || exit 1; done
 
 bench: $(READY) ## time attention against its peers, compare models with eager; writes docs/benchmarks
 	@$(PYTHON_IN_VENV) benchmarks/attention.py --write

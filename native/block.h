@@ -46,7 +46,7 @@ class Block {
   bool pairs;                               // bfloat16 pairs instead of floats
   bool natural;                             // scores are in units of 1, not of ln 2: a bias may be as low as -3.4e38
   float unit;                               // what turns a score's unit into ln 2
-  float *scores;                            // [kTileKeys][L]
+  float *scores;                            // [strips][kTileKeys][L]
 
   // The most keys of one tile and rows of one block, for any problem.
   static int rows_of(const Problem &p) {
@@ -61,7 +61,7 @@ class Block {
     natural = p.bias_kind != saccade::kNoBias;
     unit = natural ? kLog2E : 1.0f;
     packed_ = arena.take<float>(most * p.width + L);
-    scores = arena.take<float>(kTileKeys * L);
+    scores = arena.take<float>(kTileKeys * most);
     keys_ = arena.take<float>(kTileKeys * p.width + W);
     values_ = arena.take<float>(kTileKeys * p.value_width + W);
     starts_ = arena.take<int32_t>(p.runs * kMaxRows);

@@ -284,7 +284,7 @@ inline void join_row(Task &task, const float *partial, int64_t stride, int64_t b
   float top = sink, total = 0.0f;
   for (int64_t s = 0; s < task.splits; s++) top = larger(top, partial[s * stride + width]);
   const float subtract = top == -kInfinity ? 0.0f : top;
-  if (sink > -kInfinity) total = exp2(splat((sink - subtract) * to_bits))[0];
+  if (sink != -kInfinity) total = exp2(splat((sink - subtract) * to_bits))[0];
   for (int64_t d = 0; d < width; d++) row[d] = 0.0f;
   for (int64_t s = 0; s < task.splits; s++, partial += stride) {
     const float factor = exp2(splat((partial[width] - subtract) * to_bits))[0];

@@ -76,27 +76,35 @@ class Attention {
   void attend(int64_t first, int64_t last, bool with_sinks, bool with_values = true) {
     clear(with_sinks);
     int64_t position = 0;
+    bool keeping = true;
     tile_count_ = 0;
     for (int64_t start = block.next(first); start < last;) {
       const int64_t stop = smaller(last, block.tile_stop(start));
       const Operand keys = block.keys(start, stop), values = with_values ? block.values(start, stop) : Operand{};
       Tile *tile = nullptr;
-      if (position + stop - start <= panel_keys_) {
+      // What is kept is all tiles up to one: the rest is found again from where that ends.
+      keeping = keeping && position + stop - start <= panel_keys_;
+      if (keeping) {
         tile = &tiles_[tile_count_++];
         tile->start = start;
         tile->stop = stop;
         tile->panel = panel_ + position * block.strips * L;
         position += stop - start;
       }
+      // Strip after strip does the same step, so that keys, and then values, stay in the first cache meanwhile.
+      Range ranges[kMaxStrips];
+      float *e = tile ? tile->panel : block.scores;
       for (int strip = 0; strip < block.strips; strip++) {
-        const Range range = block.range(strip, start, stop);
-        if (tile) tile->ranges[strip] = range;
-        if (range.start >= range.stop) continue;
-        float *s = tile ? tile->panel + strip * (stop - start) * L : block.scores;
-        block.score(strip, keys, start, range, s);
-        softmax(strip, s, range.stop - range.start);
-        if (with_values) add_values(strip, s, values, start, range);
-        if (tile) __builtin_memcpy(tile->tops + strip * L, sums.top + strip * L, L * 4);
+        ranges[strip] = block.range(strip, start, stop);
+        if (!empty(ranges[strip])) block.score(strip, keys, start, ranges[strip], e + strip * (stop - start) * L);
+      }
+      for (int strip = 0; strip < block.strips; strip++)
+        if (!empty(ranges[strip])) softmax(strip, e + strip * (stop - start) * L, ranges[strip].stop - ranges[strip].start);
+      for (int strip = 0; strip < block.strips && with_values; strip++)
+        if (!empty(ranges[strip])) add_values(strip, e + strip * (stop - start) * L, values, start, ranges[strip]);
+      if (tile) {
+        __builtin_memcpy(tile->ranges, ranges, sizeof ranges);
+        __builtin_memcpy(tile->tops, sums.top, (size_t)(block.strips * L) * 4);
       }
       start = stop < last ? block.next(stop) : last;
     }
@@ -286,17 +294,22 @@ class Attention {
       const int first = strip * L + v * W;
       const vf factor = inverse(first);
       const float *out = sums.output + strip * width * L + v * W;
+      float *rows[W];  // floats are written where they belong, halves by way of row_
+      for (int i = 0; i < W; i++) {
+        const bool direct = p_.dtype == saccade::kFloat32 && first + i < block.count;
+        rows[i] = direct ? (float *)output_row(first + i) : row_ + i * width;
+      }
       int64_t d = 0;
       for (; d + W <= width; d += W) {
         vf square[W];
         for (int j = 0; j < W; j++) square[j] = load(out + (d + j) * L) * factor;
         transpose(square);
-        for (int i = 0; i < W; i++) store(row_ + i * width + d, square[i]);
+        for (int i = 0; i < W; i++) store(rows[i] + d, square[i]);
       }
       for (; d < width; d++)
-        for (int i = 0; i < W; i++) row_[i * width + d] = out[d * L + i] * factor[i];
+        for (int i = 0; i < W; i++) rows[i][d] = out[d * L + i] * factor[i];
       for (int i = 0; i < W && first + i < block.count; i++)
-        from_floats(output_row(first + i), row_ + i * width, p_.dtype, width);
+        if (rows[i] != output_row(first + i)) from_floats(output_row(first + i), rows[i], p_.dtype, width);
     }
   }
 
@@ -332,6 +345,8 @@ class Attention {
   }
 
  public:
+  static bool empty(Range range) { return range.start >= range.stop; }
+
   static bool needs_weights(const Task &task) {
     for (int64_t i = 0; i < task.problem.statistics_count; i++)
       if (task.statistics[i].kind != kEntropy) return true;

@@ -44,27 +44,31 @@ constexpr bool kPairs = true;
 constexpr bool kPairs = false;
 #endif
 
-template <class Op, int Rows, bool Add>
-INLINE void micro(float *c, ptrdiff_t c_row, const typename Op::A *a, ptrdiff_t a_row, ptrdiff_t a_step,
-                  const typename Op::B *b, ptrdiff_t b_step, ptrdiff_t steps) {
-  vf sums[Rows][V];
-  for (int r = 0; r < Rows; r++)
-    for (int v = 0; v < V; v++) sums[r][v] = splat(0.0f);
+// `SideBySide`: the rows' numbers lie side by side (a_row is 1), and steps are `a_stride` apart; else the other way round.
+template <class Op, int Rows, bool Add, bool SideBySide>
+void micro(float *c, ptrdiff_t c_row, const typename Op::A *a, ptrdiff_t a_stride, const typename Op::B *b,
+           ptrdiff_t b_step, ptrdiff_t steps) {
+  const ptrdiff_t a_row = SideBySide ? 1 : a_stride, a_step = SideBySide ? a_stride : 1;
+  vf sums[Rows][V] = {};
   const char *lanes = (const char *)b;
-  const bool side_by_side = a_row == 1;
   for (ptrdiff_t t = 0; t < steps; t++) {
     // A row of values is touched by a few numbers at each step: too little at a time for the hardware to run ahead.
-    if (side_by_side) __builtin_prefetch(a + 8 * a_step);
+    if (SideBySide) __builtin_prefetch(a + 8 * a_step);
     typename Op::B operand[V];
+#pragma GCC unroll 8
     for (int v = 0; v < V; v++) operand[v] = load_as<typename Op::B>(lanes + v * 4 * W);
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; r++) {
       const auto x = Op::broadcast(a + r * a_row);
+#pragma GCC unroll 8
       for (int v = 0; v < V; v++) sums[r][v] = Op::multiply_add(sums[r][v], x, operand[v]);
     }
     a += a_step;
     lanes += b_step * 4;
   }
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 8
     for (int v = 0; v < V; v++) {
       float *target = c + r * c_row + v * W;
       store(target, Add ? load(target) + sums[r][v] : sums[r][v]);
@@ -72,12 +76,12 @@ INLINE void micro(float *c, ptrdiff_t c_row, const typename Op::A *a, ptrdiff_t 
 }
 
 template <class Op, int Rows, bool Add>
-void micro_of(float *c, ptrdiff_t c_row, const typename Op::A *a, ptrdiff_t a_row, ptrdiff_t a_step,
-              const typename Op::B *b, ptrdiff_t b_step, ptrdiff_t steps) {
-  if (a_row == 1)  // rows side by side: one pointer and constant offsets
-    micro<Op, Rows, Add>(c, c_row, a, 1, a_step, b, b_step, steps);
+INLINE void micro_of(float *c, ptrdiff_t c_row, const typename Op::A *a, ptrdiff_t a_row, ptrdiff_t a_step,
+                     const typename Op::B *b, ptrdiff_t b_step, ptrdiff_t steps) {
+  if (a_row == 1)
+    micro<Op, Rows, Add, true>(c, c_row, a, a_step, b, b_step, steps);
   else
-    micro<Op, Rows, Add>(c, c_row, a, a_row, 1, b, b_step, steps);
+    micro<Op, Rows, Add, false>(c, c_row, a, a_row, b, b_step, steps);
 }
 
 template <class Op, int Rows, bool Add>

@@ -332,24 +332,34 @@ INLINE void transpose(vf (&rows)[W]) {
 
 // ---------------------------------------------------------------------------------------- bounds
 
-// Whether all of `count` numbers are finite: x * 0 is NaN for what is not.
+// Whether all of `count` numbers are finite: x * 0 is NaN for what is not. Four sums, as one would wait for itself.
 inline bool finite(const void *from, int64_t dtype, int64_t count) {
-  const char *p = (const char *)from;
-  vf zero = splat(0.0f);
   int64_t i = 0;
-  if (dtype == saccade::kFloat32) {
-    for (; i + W <= count; i += W) zero += load((const float *)p + i) * splat(0.0f);
-  } else {
+  if (dtype != saccade::kFloat32) {
     // A 16-bit number is not finite where all bits of its exponent are 1.
     const uint16_t exponent = dtype == saccade::kBFloat16 ? 0x7f80 : 0x7c00;
+    const uint16_t *halves = (const uint16_t *)from;
     uint16_t bad = 0;
-    const uint16_t *halves = (const uint16_t *)p;
-    for (int64_t j = 0; j < count; j++) bad |= (uint16_t)((halves[j] & exponent) == exponent);
+    for (; i < count; i++) bad |= (uint16_t)((halves[i] & exponent) == exponent);
     return bad == 0;
   }
-  bool fine = !any(zero != zero);
-  for (; i < count; i++) fine = fine && (to_float(p + i * 4, dtype) * 0.0f == 0.0f);
-  return fine;
+  const float *x = (const float *)from;
+  vf zeros[4] = {};
+  for (; i + 4 * W <= count; i += 4 * W)
+    for (int j = 0; j < 4; j++) zeros[j] += load(x + i + j * W) * splat(0.0f);
+  for (; i + W <= count; i += W) zeros[0] += load(x + i) * splat(0.0f);
+  float rest = 0.0f;
+  for (; i < count; i++) rest += x[i] * 0.0f;
+  const vf zero = (zeros[0] + zeros[1]) + (zeros[2] + zeros[3]);
+  return !any(zero != splat(0.0f)) && rest == 0.0f;
+}
+
+// The same of `rows` rows, `stride` apart.
+inline bool finite_rows(const char *from, int64_t dtype, int64_t rows, int64_t stride, int64_t width) {
+  if (stride == width) return finite(from, dtype, rows * width);
+  for (int64_t r = 0; r < rows; r++)
+    if (!finite(from + r * stride * size_of(dtype), dtype, width)) return false;
+  return true;
 }
 
 constexpr int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }

@@ -22,15 +22,13 @@ static bool finite_keys(Task &task, int64_t batch, int64_t key_head, char *seen)
   char &done = seen[batch * p.key_heads + key_head];
   if (__atomic_load_n(&done, __ATOMIC_RELAXED)) return true;
   bool fine = true;
-  for (int64_t key = 0; key < p.keys && fine; key++) {
-    int64_t k = batch * p.key_batch + key * p.key_row, v = batch * p.value_batch + key * p.value_row;
-    if (p.pages) {
-      const int64_t page = ((const int32_t *)p.pages)[batch * p.pages_batch + key / p.page_size];
-      k = page * p.key_batch + key % p.page_size * p.key_row;
-      v = page * p.value_batch + key % p.page_size * p.value_row;
-    }
-    fine = finite(element(p.key, p.dtype, k + key_head * p.key_head), p.dtype, p.width) &&
-           (p.value == nullptr || finite(element(p.value, p.dtype, v + key_head * p.value_head), p.dtype, p.value_width));
+  const int64_t page_size = p.pages ? p.page_size : p.keys, pages = p.pages && p.keys ? p.keys / p.page_size : 1;
+  for (int64_t i = 0; i < pages && fine; i++) {
+    const int64_t page = p.pages ? ((const int32_t *)p.pages)[batch * p.pages_batch + i] : batch;
+    const char *key = element(p.key, p.dtype, page * p.key_batch + key_head * p.key_head);
+    const char *value = element(p.value, p.dtype, page * p.value_batch + key_head * p.value_head);
+    fine = finite_rows(key, p.dtype, page_size, p.key_row, p.width) &&
+           (p.value == nullptr || finite_rows(value, p.dtype, page_size, p.value_row, p.value_width));
   }
   if (!fine) __atomic_store_n(&task.not_finite, 1, __ATOMIC_RELAXED);
   __atomic_store_n(&done, 1, __ATOMIC_RELAXED);

@@ -229,6 +229,7 @@ def test_doctor_names_versions_backends_and_what_is_missing(run, monkeypatch):
     assert "not chosen: " in out
     assert "no-such-thing missing: pip install 'saccade[trace]'" in out
     assert "threads" in out
+    assert f"{native.load().variant} (SACCADE_CPU_VARIANT chooses another" in out
 
 
 def test_doctor_without_the_default_model(monkeypatch):

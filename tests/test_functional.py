@@ -95,8 +95,10 @@ def test_choice_comes_with_a_reason():
     inputs = check_inputs(Q, K, V)
     problem = make_problem(inputs, mask=None, scale=None, softcap=None, bias=None, sinks=None)
     backend, reason = choose(problem, inputs)
-    assert backend.name == "tiled"
-    assert reason
+    assert (backend.name, reason) == ("cpu", "the first choice serves it")
+    double = check_inputs(*(x.double() for x in (Q, K, V)))
+    backend, reason = choose(problem, double)
+    assert (backend.name, reason) == ("tiled", "cpu: the kernels do not compute float64")
     assert choose(problem, inputs, "reference")[1] == "asked for by name"
 
 
@@ -230,3 +232,13 @@ def test_signatures_are_executed():
     """The test run checks the backends' shape annotations: a value of two dimensions is no value."""
     with pytest.raises(Exception, match=r"(?i)type|hint"):
         saccade.backends.Inputs(Q, K, V[0, 0])
+
+
+def test_a_mask_met_in_inference_serves_training():
+    """Intervals are remembered by their lengths, but not those that a gradient cannot use."""
+    q = torch.randn(1, 1, 41, 4)
+    with torch.inference_mode():
+        saccade.attention(q, q, q, mask=masks.causal())
+    q.requires_grad_()
+    saccade.attention(q, q, q, mask=masks.causal()).sum().backward()
+    assert q.grad is not None

@@ -226,7 +226,7 @@ class Tensor {
   }
 
   bool same_as(const Tensor &other) const {
-    return bytes() == other.bytes() && !memcmp(memory_.get(), other.memory_.get(), (size_t)bytes());
+    return bytes() == other.bytes() && (!bytes() || !memcmp(memory_.get(), other.memory_.get(), (size_t)bytes()));
   }
 };
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol, overload
 
@@ -32,6 +34,32 @@ class Observer(Protocol):
 
 
 OBSERVER: ContextVar[Observer | None] = ContextVar("saccade_observer", default=None)
+
+# Whether anybody observes, in this or another thread. Code under torch.compile cannot ask a `ContextVar`: it asks this,
+# is compiled for the answer that it got, and leaves its graph for attention where the answer is yes.
+OBSERVED = False
+
+_observers = 0
+_lock = threading.Lock()
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Tell an observer of every call in this context, from compiled code as well."""
+    token = OBSERVER.set(observer)
+    _count_observers(1)
+    try:
+        yield
+    finally:
+        _count_observers(-1)
+        OBSERVER.reset(token)
+
+
+def _count_observers(change: int) -> None:
+    global _observers, OBSERVED  # noqa: PLW0603  a plain global is what compiled code is guarded by
+    with _lock:
+        _observers += change
+        OBSERVED = _observers > 0
 
 
 @overload
@@ -125,6 +153,14 @@ def attention(
     inputs = check_inputs(query, key, value) if page_table is None else check_pages(query, key, value, page_table)
     problem = make_problem(inputs, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks)
     asked = check_all(statistics, inputs.lengths) if statistics != () else []
+    answer = _answer_uncompiled if torch.compiler.is_compiling() and OBSERVED else _answer
+    return answer(problem, inputs, asked, backend)
+
+
+def _answer(
+    problem: Problem, inputs: Inputs, asked: Sequence[Statistic], backend: str | None
+) -> Tensor | tuple[Tensor, Report]:
+    """What `attention` returns for checked arguments; the observer gets a report of its own."""
     observer = OBSERVER.get() if not torch.compiler.is_compiling() else None
     extra = [] if observer is None else check_all(observer.wanted(inputs.lengths), inputs.lengths)
     chosen, _ = backends.choose(problem, inputs, backend)
@@ -133,6 +169,10 @@ def attention(
     if observer is not None:
         observer.receive(_report(extra, forward.results[len(asked) :], forward.lse))
     return (forward.output, _report(asked, forward.results[: len(asked)], forward.lse)) if asked else forward.output
+
+
+# torch.compiler.disable would import the compiler, which takes seconds, at once and not when it is first used.
+_answer_uncompiled = torch._disable_dynamo(_answer)  # noqa: SLF001
 
 
 def _report(statistics: Sequence[Statistic], results: Sequence[Tensors], lse: Tensor) -> Report:

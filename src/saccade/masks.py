@@ -16,7 +16,6 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -378,21 +377,19 @@ def _rows(x: Tensor) -> Tensor:
     return (x[:, None] if x.dim() == 2 else x)[..., None]  # noqa: PLR2004
 
 
-def _remember(resolve: Callable[[Any, Lengths], Intervals]) -> Callable[[Any, Lengths], Intervals]:
-    """Resolve a rule of numbers once for each lengths: for a short text it would take longer than attention itself.
+@functools.lru_cache(maxsize=32)
+def _remembered(rule: _Causal, lengths: Lengths) -> Intervals:
+    return rule.resolve_anew(lengths)
 
-    Nobody writes into intervals. What a compiler or a mode traces is not remembered, nor are long ones: 1 MiB at most.
-    """
-    remembered = functools.lru_cache(maxsize=32)(resolve)
 
-    @functools.wraps(resolve)
-    def resolved(rule: Any, lengths: Lengths) -> Intervals:
-        traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()  # noqa: SLF001
-        if traced or lengths.queries > 1 << 14:
-            return resolve(rule, lengths)
-        return remembered(rule, dataclasses.replace(lengths, batch=1, heads=1))
-
-    return resolved
+def _may_remember(lengths: Lengths) -> bool:
+    """Whether intervals are short enough to keep, 4 MiB in all at most, and of use to any later call."""
+    special = (
+        torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()  # a gradient could not use them
+        or torch._C._len_torch_dispatch_stack()  # noqa: SLF001  a mode may make them fake
+    )
+    return not special and lengths.queries <= 1 << 14
 
 
 @dataclass(frozen=True)
@@ -402,8 +399,13 @@ class _Causal(Mask):
     def __repr__(self) -> str:
         return "causal()" if self.offset is None else f"causal(offset={self.offset})"
 
-    @_remember
     def resolve(self, lengths: Lengths) -> Intervals:
+        # For a short text this would take longer than attention itself. Nobody writes into intervals.
+        if _may_remember(lengths):
+            return _remembered(self, dataclasses.replace(lengths, batch=1, heads=1))
+        return self.resolve_anew(lengths)
+
+    def resolve_anew(self, lengths: Lengths) -> Intervals:
         stop = _rows(_positions(lengths, self.offset, "causal()") + 1)
         return Intervals.make(torch.zeros_like(stop), stop, lengths.keys)
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade import functional, masks
-from saccade.adapters.huggingface_masks import CarriedMask, carry, everything, hide_keys
+from saccade.adapters.huggingface_masks import Carried, CarriedMask, carry, everything, hide_keys, know_transformers
 from saccade.errors import ArgumentError, MaskError, MissingExtraError, UnsupportedModelError
 from saccade.masks import Mask
 from saccade.nn.autocast import autocast_dtype
@@ -109,6 +109,8 @@ class _Undo:
     def __call__(self) -> None:
         for hook in self.hooks:
             hook.remove()
+        for module in self.sites.values():
+            vars(module).pop(_FIRST, None)
         for config, implementation in self.configs:
             # The setter of the public attribute would change the configurations inside as well.
             config._attn_implementation_internal = implementation  # noqa: SLF001
@@ -116,6 +118,8 @@ class _Undo:
 
 # The attribute of an attached model that holds its `_Undo`.
 _UNDO = "_saccade_undo"
+# The attribute of an attention module that holds its `_FirstForward`, until that is over.
+_FIRST = "_saccade_first_forward"
 
 _attached: WeakSet[nn.Module] = WeakSet()
 # Held while models are attached and detached, and while hooks are put on: PyTorch counts their ids unguarded.
@@ -213,12 +217,9 @@ def _need_huggingface(model: object) -> None:
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    if NAME in AttentionInterface._global_mapping and NAME in AttentionMaskInterface._global_mapping:  # noqa: SLF001
-        return
-    # A compiled model leaves its graph for the mask and for attention: so every call is seen.
-    eager: Any = torch.compiler.disable
-    AttentionInterface.register(NAME, eager(attend))
-    AttentionMaskInterface.register(NAME, eager(carry))
+    know_transformers()
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, carry)
 
 
 def _implementations(model: nn.Module) -> list[tuple[Any, Any]]:
@@ -341,30 +342,46 @@ class _FirstForward:
     """Hooks that see whether a call arrives in a module's first forward, and then go.
 
     They hold no model: a copy of the module is watched on its own, and can be pickled.
+
+    Under torch.compile they are part of what is traced, and looked at once for each graph: a count that went up in every
+    call would have it compiled again in every call, so what is kept there is only whether a call ever arrived. They cannot
+    go from inside of a graph; the first forward that is not compiled, or `detach`, takes them away.
+
+    Attributes:
+        site: where the module stands in its model.
+        arrived: whether a call came that named the module.
     """
 
     site: str
+    arrived: bool = False
     hooks: list[Any] = field(default_factory=list)
     before: dict[int, int] = field(default_factory=dict)  # by thread
 
     def watch(self, module: nn.Module) -> list[Any]:
+        vars(module)[_FIRST] = self
         self.hooks = [module.register_forward_pre_hook(self.enter), module.register_forward_hook(self.leave)]
         return self.hooks
 
     def enter(self, *_: Any) -> None:
-        self.before[threading.get_ident()] = _arrived.get()
+        if not torch.compiler.is_compiling():
+            self.before[threading.get_ident()] = _arrived.get()
 
     def leave(self, module: nn.Module, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            if not self.arrived:
+                no_attention_call_came_through(self, module)
+            return
         before = self.before.pop(threading.get_ident(), None)
         if before is None:
             return
         with LOCK:
             for hook in self.hooks:
                 hook.remove()
-        if _arrived.get() == before:
-            self._refuse(module)
+            vars(module).pop(_FIRST, None)
+        if _arrived.get() == before and not self.arrived:
+            self.refuse(module)
 
-    def _refuse(self, module: nn.Module) -> None:
+    def refuse(self, module: nn.Module) -> None:
         with LOCK:
             undos = {model: undo for model in _attached if (undo := _undo_of(model)) is not None}
             models = [model for model, undo in undos.items() if undo.sites.get(self.site) is module]
@@ -377,6 +394,21 @@ class _FirstForward:
         )
 
 
+def _arrives(module: nn.Module) -> None:
+    """Count a call that comes from this module."""
+    first = getattr(module, _FIRST, None)
+    if first is not None:
+        first.arrived = True
+    if not torch.compiler.is_compiling():
+        _arrived.set(_arrived.get() + 1)
+
+
+@torch._disable_dynamo  # noqa: SLF001  unlike torch.compiler.disable, imports the compiler only if there is one at work
+def no_attention_call_came_through(first: _FirstForward, module: nn.Module) -> None:
+    """Leave the graph to refuse a model; the error of fullgraph=True shows this name."""
+    first.refuse(module)
+
+
 # ---------------------------------------------------------------------------------- the function
 
 
@@ -385,7 +417,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | Carried | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,  # noqa: FBT001
@@ -401,8 +433,8 @@ def attend(
         query: ``(B, H, Nq, D)``.
         key: ``(B, Hk, Nk, D)``.
         value: ``(B, Hk, Nk, Dv)``.
-        attention_mask: a `CarriedMask`, or what the user gave: booleans, or floats to add, ``(B, 1
-            | H, Nq | 1, Nk)``.
+        attention_mask: a `CarriedMask`, in a compiled graph a `Carried`, or what the user gave:
+            booleans, or floats to add, ``(B, 1 | H, Nq | 1, Nk)``.
         scaling: factor of the dot products; None for ``1 / sqrt(D)``.
         dropout: only 0 is possible in training.
         is_causal: without a mask, whether query i sees keys ``j <= i``; None asks the module.
@@ -420,11 +452,27 @@ def attend(
             known here.
         ArgumentError: dropout in training, or `output_attentions`.
     """
+    traced = torch.compiler.is_compiling()
+    if traced and (functional.OBSERVED or isinstance(attention_mask, CarriedMask)):
+        return _attend_uncompiled(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling,
+            dropout,
+            is_causal,
+            softcap,
+            s_aux,
+            position_bias,
+            **others,
+        )
     _refuse(module, dropout, others)
-    _arrived.set(_arrived.get() + 1)
+    _arrives(module)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     visible, bias, offset = _understand(attention_mask, query.shape[2], key.shape[2], causal=bool(causal))
-    token = QUERY_OFFSET.set(offset)
+    token = None if traced else QUERY_OFFSET.set(offset)
     try:
         output = functional.attention(
             *_autocast(query, key, value),
@@ -435,8 +483,12 @@ def attend(
             sinks=s_aux,
         )
     finally:
-        QUERY_OFFSET.reset(token)
+        if token is not None:
+            QUERY_OFFSET.reset(token)
     return output.transpose(1, 2).contiguous(), None
+
+
+_attend_uncompiled = torch._disable_dynamo(attend)  # noqa: SLF001
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
@@ -473,11 +525,11 @@ def _refuse(module: nn.Module, dropout: float, others: dict[str, Any]) -> None:
 
 
 def _understand(
-    mask: Tensor | None, queries: int, keys: int, *, causal: bool
+    mask: Tensor | Carried | None, queries: int, keys: int, *, causal: bool
 ) -> tuple[Mask | None, Tensor | None, int | None]:
     """Which keys are seen, what is added to the scores, where the first query stands (if known)."""
-    if isinstance(mask, CarriedMask):
-        carried = mask.carried
+    if isinstance(mask, CarriedMask | Carried):
+        carried = mask if isinstance(mask, Carried) else mask.carried
         return carried.visible, carried.hidden_keys, carried.offset
     known = 0 if queries == keys else None
     if mask is None:

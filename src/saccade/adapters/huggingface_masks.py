@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saccade import masks
+from saccade import functional, masks
 from saccade.errors import UnsupportedModelError
 from saccade.masks import Intervals, Lengths
 
@@ -37,7 +37,7 @@ STRIP_PAIRS = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Carried:
-    """What a `CarriedMask` holds.
+    """What a `CarriedMask` holds. In a compiled graph it goes without its `CarriedMask`, which cannot be made there.
 
     Attributes:
         visible: the keys each query sees, ``(B | 1, 1, Nq, R)``.
@@ -48,7 +48,7 @@ class Carried:
 
     visible: Intervals
     hidden_keys: Tensor | None
-    offset: int
+    offset: int | Tensor
 
     def crop(self, dim: int, start: int, stop: int) -> Carried:
         """Only the queries (`dim` 2) or keys (`dim` 3) from `start` to `stop`."""
@@ -138,12 +138,18 @@ def carry(
     use_vmap: bool = False,  # noqa: FBT001, FBT002  transformers' signature
     device: torch.device | str = "cpu",
     **_: Any,
-) -> CarriedMask:
+) -> CarriedMask | Carried:
     """The mask function that transformers calls in place of `sdpa_mask`, without Nq x Nk memory.
 
     Takes the same arguments. Unlike `sdpa_mask` it never answers None ("work it out from
     is_causal"): a mask always says what it means.
     """
+    if torch.compiler.is_compiling():
+        asked = (batch_size, q_length, kv_length, q_offset, kv_offset)
+        predicate = mask_function or _known().causal
+        if functional.OBSERVED or not _traceable(predicate, use_vmap=use_vmap):
+            return _carry_uncompiled(*asked, predicate, attention_mask, use_vmap, device)
+        return _trace(*asked, predicate, attention_mask, device)
     device = torch.device(device)
     lengths = Lengths(batch_size, 1, q_length, kv_length, device)
     offset = int(q_offset)
@@ -157,6 +163,10 @@ def carry(
         visible, hidden = hide_keys(visible, valid)
     shape = torch.Size([batch_size, 1, q_length, kv_length])
     return CarriedMask(Carried(visible, hidden, offset - kv_offset), shape, device)
+
+
+# In a compiled model: the mask is made outside of the graph.
+_carry_uncompiled = torch._disable_dynamo(carry)  # noqa: SLF001  torch.compiler.disable would import the compiler
 
 
 def hide_keys(visible: Intervals, valid: Tensor) -> tuple[Intervals, Tensor | None]:
@@ -181,6 +191,79 @@ def everything(queries: int, keys: int, device: torch.device | str) -> Intervals
 def _padded(attention_mask: Tensor, length: int) -> Tensor:
     """Keys beyond the 2-D mask are not valid yet (transformers' `prepare_padding_mask`)."""
     return torch.nn.functional.pad(attention_mask, (0, max(0, length - attention_mask.shape[-1])))
+
+
+# ---------------------------------------------------------------------------------- in a graph
+
+# The sizes of a graph's tensors cannot depend on what is in them, and a closure that was made in the graph cannot be
+# opened there. So here every query sees one interval, whatever the mask, and what is hidden inside of it is a bias.
+
+
+def _traceable(predicate: Predicate, *, use_vmap: bool) -> bool:
+    """Whether every query is known to see one interval: causal, windows, chunks and packed documents."""
+    known = _known()
+    return (
+        predicate is known.causal
+        or predicate is known.bidirectional
+        or (known.both is not None and _code(predicate) is known.both and not use_vmap)
+    )
+
+
+def _trace(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor,
+    kv_offset: int,
+    predicate: Predicate,
+    attention_mask: Tensor | None,
+    device: torch.device | str,
+) -> Carried:
+    """The mask by operations that torch.compile puts into its graph."""
+    queries = torch.arange(q_length, device=device)[None] + q_offset
+    keys = torch.arange(kv_length, device=device)[None] + kv_offset
+    if predicate is _known().causal:
+        visible = _one_run(torch.zeros_like(queries), queries + 1 - kv_offset, kv_length)
+    elif predicate is _known().bidirectional:
+        visible = everything(q_length, kv_length, device)
+    else:
+        visible = _the_run(predicate, torch.arange(batch_size, device=device), queries, keys)
+    hidden = None
+    if attention_mask is not None:
+        valid = _at(_padded(attention_mask, kv_length + kv_offset).to(device), keys).bool()
+        first, last = _ends(valid)
+        visible = visible.intersection(_one_run(first[:, None], last[:, None], kv_length))
+        index = torch.arange(kv_length, device=device)
+        inside = (index >= first[:, None]) & (index < last[:, None])
+        hidden = torch.zeros(valid.shape, device=device).masked_fill(inside & ~valid, -torch.inf)[:, None, None]
+    return Carried(visible, hidden, q_offset - kv_offset)
+
+
+def _one_run(starts: Tensor, stops: Tensor, keys: int) -> Intervals:
+    """Intervals from ``(B | 1, Nq | 1)``."""
+    return Intervals.make(starts[:, None, :, None], stops[:, None, :, None], keys)
+
+
+def _ends(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the first True of the last dimension, and one more than that of the last; where there is none, (N, 0)."""
+    index = torch.arange(seen.shape[-1], device=seen.device)
+    return torch.where(seen, index, seen.shape[-1]).amin(-1), torch.where(seen, index + 1, 0).amax(-1)
+
+
+def _the_run(predicate: Predicate, batch: Tensor, queries: Tensor, keys: Tensor) -> Intervals:
+    """What a predicate says, if every query sees one interval, else an error when the graph runs.
+
+    Looks at every pair, but the compiler reduces them as they are computed: no Nq x Nk memory.
+    """
+    head = torch.zeros(1, dtype=torch.long, device=queries.device)
+    b, h, i, j = batch[:, None, None, None], head[None, :, None, None], queries[:, None, :, None], keys[:, None, None]
+    seen = predicate(b, h, i, j).expand(batch.shape[0], 1, queries.shape[1], keys.shape[1])[:, 0]
+    first, last = _ends(seen)
+    torch._assert_async(  # noqa: SLF001  as an assert of a tensor becomes in a graph
+        (seen.sum(-1) == (last - first).clamp_min(0)).all(),
+        "the model's attention mask is not one interval of keys for each query: compiled, it cannot come through Saccade",
+    )
+    return _one_run(first, last, keys.shape[1])
 
 
 # ---------------------------------------------------------------------------------- translation
@@ -390,6 +473,8 @@ class _Known:
 
     rules: dict[CodeType | None, Rule]
     causal: Predicate
+    bidirectional: Predicate
+    both: CodeType | None
     packed: CodeType | None
     renumbered: CodeType | None
 
@@ -397,9 +482,14 @@ class _Known:
 _cache: list[_Known] = []
 
 
-def _known() -> _Known:
+def know_transformers() -> None:
+    """Look up what there is in transformers; code under torch.compile cannot."""
     if not _cache:
         _cache.append(_look_up())
+
+
+def _known() -> _Known:
+    know_transformers()
     return _cache[0]
 
 
@@ -434,6 +524,8 @@ def _look_up() -> _Known:
     return _Known(
         rules,
         masking_utils.causal_mask_function,
+        masking_utils.bidirectional_mask_function,
+        inner("and_masks", {"mask_functions"}),
         inner("packed_sequence_mask_function", {"packed_sequence_mask"}),
         inner("remap_positions_for_packed_sequence", {"mask_function", "position_ids"}),
     )

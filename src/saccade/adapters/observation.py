@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from saccade.adapters import huggingface
 from saccade.errors import ArgumentError, ShapeError, UnsupportedModelError
-from saccade.functional import OBSERVER, Observer
+from saccade.functional import OBSERVER, Observer, observed_by
 from saccade.masks import Lengths
 from saccade.statistics import Distance, Report, Statistic, TopKeysResult, check_all
 
@@ -117,7 +117,7 @@ def observe(model: nn.Module, statistics: Statistic | Iterable[Statistic] = ()) 
         stack.enter_context(_served(model))
         watch = stack.enter_context(_watched(model))
         observer = _Watcher(observation, asked, watch, OBSERVER.get())
-        stack.callback(OBSERVER.reset, OBSERVER.set(observer))
+        stack.enter_context(observed_by(observer))
         yield observation
     _check_complete(model, observation, watch)
 

@@ -6,10 +6,9 @@ lies on one device. A backend does exactly what the problem says, or says why it
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int32
@@ -30,19 +29,19 @@ class Inputs:
         value: ``(B, Hk, Nk, Dv)``.
         pages: with a cache in pages, int32 ``(B, n)``: then key and value are ``(P, Hk, S, D)`` and ``(P, Hk, S, Dv)``,
             and keys ``i * S`` to ``(i + 1) * S`` of a batch element are those of page ``pages[b, i]``; Nk = n S.
+        lengths: B, H, Nq and Nk.
     """
 
     query: Float[Tensor, "B H Nq D"]
     key: Float[Tensor, "B Hk Nk D"] | Float[Tensor, "P Hk S D"]
     value: Float[Tensor, "B Hk Nk Dv"] | Float[Tensor, "P Hk S Dv"]
     pages: Int32[Tensor, "B n"] | None = None
+    lengths: Lengths = field(init=False)
 
-    @functools.cached_property
-    def lengths(self) -> Lengths:
-        """B, H, Nq and Nk."""
+    def __post_init__(self) -> None:  # no cached_property: torch.compile cannot trace its lock
         batch, heads, queries, _ = self.query.shape
         keys = self.key.shape[2] * (1 if self.pages is None else self.pages.shape[1])
-        return Lengths(batch, heads, queries, keys, self.query.device)
+        object.__setattr__(self, "lengths", Lengths(batch, heads, queries, keys, self.query.device))
 
     def gathered(self) -> Inputs:
         """The same with keys and values in one piece: a copy of O(Nk D) if they lie in pages."""
@@ -151,8 +150,10 @@ class Backend(ABC):
         forward: Forward,
         grad_output: Float[Tensor, "B H Nq Dv"],
         grad_lse: Float[Tensor, "B H Nq"],
+        *,
+        want_bias: bool = True,
     ) -> Gradients:
-        """Gradients, from those of the output and of the lse."""
+        """Gradients, from those of the output and of the lse; that of the bias only if it is wanted."""
 
 
 def scores(problem: Problem, inputs: Inputs, area: Area) -> Tensor:

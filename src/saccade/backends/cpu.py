@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saccade.backends.contract import Backend, Forward, Gradients, Inputs, sink_gradient
-from saccade.backends.native import DTYPES, Fields, Library, NotFiniteError, load
+from saccade.backends.native import DTYPES, Fields, Library, NotFiniteError, load, unavailable
 from saccade.backends.tiled import Tiled
 from saccade.masks import Dense, Intervals
 from saccade.scores import ALiBi, DenseBias, Problem, RelativeBias
@@ -48,8 +48,7 @@ class CPU(Backend):
             return f"tensors are on {inputs.query.device}, not on the CPU"
         if inputs.query.dtype == torch.float64:
             return "the kernels do not compute float64"
-        library = load()
-        return library if isinstance(library, str) else None
+        return unavailable()
 
     def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
         """See `Backend.forward`. Memory: O(N D), and for each thread a panel of at most 8 MiB with statistics."""
@@ -126,6 +125,8 @@ class CPU(Backend):
         forward: Forward,
         grad_output: Float[Tensor, "B H Nq Dv"],
         grad_lse: Float[Tensor, "B H Nq"],
+        *,
+        want_bias: bool = True,
     ) -> Gradients:
         """See `Backend.backward`. Weights are computed again tile by tile; the same bits for the same threads."""
         inputs = _with_unit_stride(inputs)
@@ -138,13 +139,13 @@ class CPU(Backend):
         fields |= {"lse": forward.lse.data_ptr(), "lse_grad": lse_grad.data_ptr()}
         fields |= dict(zip(("query_grad", "key_grad", "value_grad"), (x.data_ptr() for x in grads), strict=True))
         bias_grad = None
-        if problem.bias is not None:
+        if problem.bias is not None and want_bias:
             bias_grad = torch.zeros(problem.bias.values.shape, dtype=torch.float32)
             fields |= _bias_gradient(bias_grad)
         try:
             _library().call("backward", fields)
         except NotFiniteError:
-            return Tiled().backward(problem, inputs, forward, grad_output, grad_lse)
+            return Tiled().backward(problem, inputs, forward, grad_output, grad_lse, want_bias=want_bias)
         del keep
         query_grad, key_grad, value_grad = grads
         return Gradients(

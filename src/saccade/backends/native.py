@@ -48,6 +48,8 @@ class Library:
         self._with_lock = ctypes.PyDLL(str(path))
         for name in ("saccade_problem_fields", "saccade_statistic_fields", "saccade_variants", "saccade_use"):
             getattr(self._calls, name).restype = ctypes.c_char_p
+        self._calls.saccade_peak.restype = ctypes.c_double
+        self._calls.saccade_peak.argtypes = [ctypes.c_int64]
         names, self._problem = _layout(self._calls.saccade_problem_fields())
         self._statistic_fields, self._statistic = _layout(self._calls.saccade_statistic_fields())
         self._functions = {name: getattr(self._calls, f"saccade_{name}") for name in FUNCTIONS}
@@ -70,6 +72,17 @@ class Library:
             )
         self.variant = found.decode()
         return self.variant
+
+    def peak(self, rounds: int = 1_000_000) -> float:
+        """Floating-point operations per second of one core that does nothing but float32 multiply-adds; 2 each.
+
+        What a kernel of the variant in use is measured against, on one thread. Other programs on the core lower it:
+        take the largest of several.
+
+        Args:
+            rounds: how often each independent chain of multiply-adds advances; a million take some milliseconds.
+        """
+        return float(self._calls.saccade_peak(rounds))
 
     def blank(self) -> Fields:
         """The fields of a call, all 0."""
@@ -131,6 +144,16 @@ def load() -> Library | str:
         return f"the compiled kernels cannot be loaded: {error}"
     except ValueError as error:
         return str(error)
+
+
+def unavailable() -> str | None:
+    """Why there is no library, or None."""
+    library = load()
+    return library if isinstance(library, str) else None
+
+
+# What torch.compiler.assume_constant_result sets, which would import the compiler: a graph takes the answer as it is.
+unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _find(name: str) -> Path | None:

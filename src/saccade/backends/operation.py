@@ -109,18 +109,21 @@ _ARGUMENTS = (
 
 _library = torch.library.Library("saccade", "DEF")
 _library.define(f"forward({_ARGUMENTS}) -> Tensor[]")
-_library.define(f"backward({_ARGUMENTS}, Tensor output, Tensor lse, Tensor grad_output, Tensor grad_lse) -> Tensor[]")
+_library.define(
+    f"backward({_ARGUMENTS}, Tensor output, Tensor lse, Tensor grad_output, Tensor grad_lse, bool want_bias) -> Tensor[]"
+)
 
 
 def _forward(*arguments: Any) -> list[Tensor]:
     """Output, lse, and the tensors of each statistic one after the other."""
     call = Call.unpack(*arguments)
     forward = get(call.backend).forward(call.problem, call.inputs, call.statistics, want_lse=call.want_lse)
-    return [forward.output, forward.lse, *(x for result in forward.results for x in result)]
+    lse = forward.lse if _has_lse(call) else forward.lse.new_empty(0)
+    return [forward.output, lse, *(x for result in forward.results for x in result)]
 
 
 def _forward_fake(*arguments: Any) -> list[Tensor]:
-    """Empty results of the right shapes, for torch.compile."""
+    """Empty results of the right shapes and strides, for torch.compile."""
     call = Call.unpack(*arguments)
     inputs, shape = call.inputs, call.inputs.output_shape
     output = inputs.empty_output()
@@ -134,17 +137,19 @@ def _has_lse(call: Call) -> bool:
 
 
 def _backward(*arguments: Any) -> list[Tensor]:
-    """Gradients of query, key and value, then of bias and sinks where there are any."""
-    *packed, output, lse, grad_output, grad_lse = arguments
-    call = Call.unpack(*packed)
-    found = get(call.backend).backward(call.problem, call.inputs, Forward(output, lse, []), grad_output, grad_lse)
+    """Gradients of query, key and value, then of the bias if it is wanted, and of sinks if there are any."""
+    *packed, output, lse, grad_output, grad_lse, want_bias = arguments
+    call, forward = Call.unpack(*packed), Forward(output, lse, [])
+    backend = get(call.backend)
+    found = backend.backward(call.problem, call.inputs, forward, grad_output, grad_lse, want_bias=want_bias)
     grads = (found.query, found.key, found.value, found.bias, found.sinks)
-    return [grad for grad in grads if grad is not None]
+    return [grad.contiguous() for grad in grads if grad is not None]
 
 
 def _backward_fake(*arguments: Any) -> list[Tensor]:
-    inputs, extras = arguments[:3], arguments[3:5]
-    return [*(x.new_empty(x.shape) for x in inputs), *(torch.empty_like(x) for x in extras if x is not None)]
+    *inputs, bias, sinks = arguments[:5]
+    leaves = [*inputs, bias if arguments[-1] else None, sinks]
+    return [x.new_empty(x.shape) for x in leaves if x is not None]
 
 
 class _Derivative(torch.autograd.Function):
@@ -170,12 +175,13 @@ class _Derivative(torch.autograd.Function):
         arguments = [next(tensors) if t else x for t, x in zip(ctx.is_tensor, ctx.template, strict=True)]
         arguments[8] = list(tensors)
         with torch.no_grad():
-            found = torch.ops.saccade.backward.default(*arguments, output, lse, grad_output, grad_lse)
+            wanted = arguments[3] is not None and ctx.needs_input_grad[3]
+            found = torch.ops.saccade.backward.default(*arguments, output, lse, grad_output, grad_lse, wanted)
         leaves = [x for x in arguments[:5] if x is not None]
         if torch.is_grad_enabled():  # somebody means to differentiate the gradients
             found = _Final.apply(len(found), *found, *leaves, grad_output, grad_lse)  # type: ignore[no-untyped-call]
-        grads = iter(found)
-        return *(None if x is None else next(grads) for x in arguments[:5]), *(None for _ in arguments[5:])
+        grads, has_grad = iter(found), [True, True, True, wanted, arguments[4] is not None]
+        return *(next(grads) if has else None for has in has_grad), *(None for _ in arguments[5:])
 
 
 class _Final(torch.autograd.Function):

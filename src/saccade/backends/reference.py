@@ -152,11 +152,18 @@ class Reference(Backend):
         return a.mT @ rows.to(inputs.compute)
 
     def backward(
-        self, problem: Problem, inputs: Inputs, forward: Forward, grad_output: Tensor, grad_lse: Tensor
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        forward: Forward,
+        grad_output: Tensor,
+        grad_lse: Tensor,
+        *,
+        want_bias: bool = True,
     ) -> Gradients:
         """See `Backend.backward`. The forward pass again, under autograd."""
         query, key, value = (x.detach().requires_grad_() for x in (inputs.query, inputs.key, inputs.value))
-        bias = None if problem.bias is None else problem.bias.values.detach().requires_grad_()
+        bias = None if problem.bias is None else problem.bias.values.detach().requires_grad_(want_bias)
         sinks = None if problem.sinks is None else problem.sinks.detach().requires_grad_()
         with torch.enable_grad():
             again = problem.with_tensors(bias, sinks)
@@ -164,7 +171,7 @@ class Reference(Backend):
             output = _weighted_values(again, a, value.to(inputs.compute), inputs.lengths)
             # A row that sees nothing has a constant lse of -inf: no gradient passes there.
             lse = lse.masked_fill(forward.lse == -torch.inf, 0.0)
-            leaves = [x for x in (query, key, value, bias, sinks) if x is not None]
+            leaves = [x for x in (query, key, value, bias, sinks) if x is not None and x.requires_grad]
             losses, weights = [output, lse], [grad_output.to(output), grad_lse.to(lse)]
             found = torch.autograd.grad(losses, leaves, weights, allow_unused=True)
         grads = iter(_or_zeros(grad, leaf) for grad, leaf in zip(found, leaves, strict=True))
@@ -172,7 +179,7 @@ class Reference(Backend):
             next(grads),
             next(grads),
             next(grads),
-            None if bias is None else next(grads),
+            None if bias is None or not want_bias else next(grads),
             None if sinks is None else next(grads),
         )
 

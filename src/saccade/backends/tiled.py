@@ -343,10 +343,17 @@ class Tiled(Backend):
         return result
 
     def backward(
-        self, problem: Problem, inputs: Inputs, forward: Forward, grad_output: Tensor, grad_lse: Tensor
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        forward: Forward,
+        grad_output: Tensor,
+        grad_lse: Tensor,
+        *,
+        want_bias: bool = True,
     ) -> Gradients:
         """See `Backend.backward`. The weights are computed again panel by panel (Dao et al., arXiv 2205.14135)."""
-        return _Backward(problem, inputs).gradients(forward, grad_output, grad_lse)
+        return _Backward(problem, inputs, want_bias=want_bias).gradients(forward, grad_output, grad_lse)
 
 
 def _tiles(run: _Run, lse: Tensor) -> Iterator[tuple[Tile, _Panel]]:
@@ -510,7 +517,7 @@ class _Backward:
     dS = P * (dP - delta), delta = sum(dO * O). The lse adds its own gradient to every score of its row: dlse / ds = p.
     """
 
-    def __init__(self, problem: Problem, inputs: Inputs) -> None:
+    def __init__(self, problem: Problem, inputs: Inputs, *, want_bias: bool) -> None:
         self.run = _Run(problem, inputs)
         self.problem, self.inputs = problem, inputs
         operands = self.run.operands
@@ -518,7 +525,7 @@ class _Backward:
         self.key = operands.key if operands.finite else operands.key.nan_to_num()
         self.grad_query = torch.zeros(inputs.query.shape, dtype=self.run.dtype, device=inputs.query.device)
         self.grad_key, self.grad_value = torch.zeros_like(operands.key), torch.zeros_like(operands.value)
-        bias = problem.bias
+        bias = problem.bias if want_bias else None
         self.grad_bias = None if bias is None else torch.zeros_like(bias.values, dtype=self.run.dtype)
 
     def gradients(self, forward: Forward, grad_output: Tensor, grad_lse: Tensor) -> Gradients:

@@ -72,7 +72,18 @@ def _machine() -> Section:
     import torch
 
     threads = f"{torch.get_num_threads()} for torch, of {os.cpu_count()} logical processors"
-    return [("threads", threads), ("gpu", _gpu())]
+    return [("threads", threads), ("cpu kernels", _kernels()), ("gpu", _gpu())]
+
+
+def _kernels() -> str:
+    """Which of the compiled variants runs, or why none does."""
+    from saccade.backends import native
+
+    library = native.load()
+    if isinstance(library, str):
+        return library
+    others = ", ".join(name for name in library.variants if name != library.variant)
+    return f"{library.variant} ({native.VARIANT} chooses another: {others})"
 
 
 def _gpu() -> str:
