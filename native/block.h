@@ -79,10 +79,12 @@ class Block {
     count = rows.count;
     strips = (count + L - 1) / L;
     const int64_t group = p.heads / p.key_heads;
+    int64_t h = key_head * group + rows.first / p.queries, i = rows.first % p.queries;
     for (int r = 0; r < strips * L; r++) {
-      const int64_t pair = rows.first + smaller(r, count - 1);
-      head[r] = key_head * group + pair / p.queries;
-      query[r] = pair % p.queries;
+      head[r] = h;
+      query[r] = i;
+      if (r + 1 >= count) continue;
+      if (++i == p.queries) i = 0, h++;
     }
     queries_ = packed ? packed : packed_;
     if (!packed) pack(packed_);

@@ -13,6 +13,9 @@ namespace SACCADE_VARIANT {
 // From this magnitude on, half of the last digit of an lse in float32 is more than 2e-6 of every weight.
 constexpr float kFarLse = 64.0f;
 
+// How far exponents may rise above 0, in powers of two, before the sums so far are scaled down: e <= 256.
+constexpr float kAbove = 8.0f;
+
 // Most keys a panel holds: 8 MiB for 64 queries.
 constexpr int64_t kPanelKeys = 32768;
 
@@ -200,14 +203,18 @@ class Attention {
   void softmax(int strip, float *s, int64_t rows) {
     for (int v = 0; v < V; v++) {
       const int lane = strip * L + v * W;
-      vf top = load(sums.top + lane);
-      const vf before = top;
+      const vf before = load(sums.top + lane);
+      vf top = before;
       for (int64_t r = 0; r < rows; r++) top = max(top, load(s + r * L + v * W));
+      // A little above what is subtracted does no harm, and most tiles need no scaling then.
+      top = top > before + splat(kAbove / block.unit) ? top : before;
       const vf subtract = top == splat(-kInfinity) ? splat(0.0f) : top;
       if (any(before != top)) scale_down(strip, v, before, subtract);
       store(sums.top + lane, top);
-      if (block.natural) exponentials<true>(s + v * W, rows, subtract, lane);
-      else exponentials<false>(s + v * W, rows, subtract, lane);
+      if (entropy_wanted_) block.natural ? exponentials<true, true>(s + v * W, rows, subtract, lane)
+                                         : exponentials<false, true>(s + v * W, rows, subtract, lane);
+      else block.natural ? exponentials<true, false>(s + v * W, rows, subtract, lane)
+                         : exponentials<false, false>(s + v * W, rows, subtract, lane);
     }
   }
 
@@ -222,18 +229,18 @@ class Attention {
     for (int64_t d = 0; d < p_.value_width; d++) store(out + d * L, load(out + d * L) * factor);
   }
 
-  template <bool Natural>
-  INLINE void exponentials(float *s, int64_t rows, vf top, int lane) {
+  template <bool Natural, bool Bits>
+  void exponentials(float *s, int64_t rows, vf top, int lane) {
     const Exponential exponential;
     vf total = splat(0.0f), bits = splat(0.0f);
     int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) some_exponentials<Natural, 4>(exponential, s + r * L, top, total, bits);
-    for (; r < rows; r++) some_exponentials<Natural, 1>(exponential, s + r * L, top, total, bits);
+    for (; r + 4 <= rows; r += 4) some_exponentials<Natural, Bits, 4>(exponential, s + r * L, top, total, bits);
+    for (; r < rows; r++) some_exponentials<Natural, Bits, 1>(exponential, s + r * L, top, total, bits);
     store(sums.total + lane, load(sums.total + lane) + total);
-    store(sums.bits + lane, load(sums.bits + lane) + bits);
+    if constexpr (Bits) store(sums.bits + lane, load(sums.bits + lane) + bits);
   }
 
-  template <bool Natural, int N>
+  template <bool Natural, bool Bits, int N>
   INLINE void some_exponentials(const Exponential &exponential, float *s, vf top, vf &total, vf &bits) {
     vf e[N];
     for (int i = 0; i < N; i++) {
@@ -241,7 +248,7 @@ class Attention {
       if (Natural) e[i] *= splat(kLog2E);
       e[i] = exponential.clamp(e[i]);
     }
-    if (entropy_wanted_) {
+    if constexpr (Bits) {
       vf x[N];
       for (int i = 0; i < N; i++) x[i] = e[i];
       exponential.of_clamped(e);
@@ -319,10 +326,16 @@ class Attention {
   }
 
   void write_lse() {
+    if (!p_.lse) {  // a logarithm of each row is much of a small call
+      for (int r = 0; r < block.count; r++)
+        if ((sums.total[r] + sums.top[r]) * 0.0f != 0.0f && sums.top[r] != -kInfinity)
+          __atomic_store_n(&task_.not_finite, 1, __ATOMIC_RELAXED);
+      return;
+    }
     for (int r = 0; r < block.count; r++) {
       const float lse = sums.total[r] == 0.0f ? -kInfinity : sums.top[r] * (block.natural ? 1.0f : kLn2) + __builtin_logf(sums.total[r]);
       if (lse != lse || lse == kInfinity) __atomic_store_n(&task_.not_finite, 1, __ATOMIC_RELAXED);
-      if (p_.lse) ((float *)p_.lse)[(block.batch * p_.heads + block.head[r]) * p_.queries + block.query[r]] = lse;
+      ((float *)p_.lse)[(block.batch * p_.heads + block.head[r]) * p_.queries + block.query[r]] = lse;
     }
   }
 

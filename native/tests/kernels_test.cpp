@@ -239,11 +239,11 @@ void bind_output(Call &call, const Case &c, Results &results, bool want_lse) {
   call.p.lse = results.lse.pointer();
 }
 
-Results forward(const Case &c, int64_t threads, bool statistics) {
+Results forward(const Case &c, int64_t threads, bool statistics, bool want_lse = true) {
   Call call;
   Results results;
   describe_to(call, c, threads, true);
-  bind_output(call, c, results, statistics || c.seed % 3);
+  bind_output(call, c, results, want_lse);
   if (statistics) bind_statistics(call, c, results);
   results.status = call.run(saccade_forward);
   return results;
@@ -298,7 +298,7 @@ Wanted wanted_of(const Case &c) {
 }
 
 // By what share a weight may be off: float32 scores are off by a few last digits of the terms they are added up from.
-double weight_error(const Wanted &w) { return 2e-6 + 1.2e-7 * w.pattern.reach; }
+double weight_error(const Wanted &w) { return 3e-6 + 2e-7 * w.pattern.reach; }
 
 // Some variants round the weights of bfloat16 problems before they multiply values.
 double rounded_weights(const Case &c, const std::string &variant) {
@@ -367,10 +367,11 @@ void check_same_results(const Results &a, const Results &b) {
 
 void check_forward(const Case &c, const Wanted &w, const std::string &variant) {
   for (bool statistics : {false, true}) {
-    const Results results = forward(c, c.threads, statistics);
+    const bool lse = statistics || c.seed % 3;
+    const Results results = forward(c, c.threads, statistics, lse);
     check_output(c, w, results, variant);
     if (statistics) check_statistics(c, w, results, "forward");
-    check_same_results(results, forward(c, c.threads == 1 ? 4 : 1, statistics));
+    check_same_results(results, forward(c, c.threads == 1 ? 4 : 1, statistics, lse));
   }
 }
 
@@ -521,7 +522,7 @@ void check_long(uint64_t seed) {
 }
 
 Case plain(int64_t queries, int64_t keys, int64_t dtype) {
-  Case c = sized(7, queries, keys, 11, 13);
+  Case c = keys > 1000 ? sized(7, queries, keys, 3, 2) : sized(7, queries, keys, 11, 13);
   Random random(c.seed);
   c.dtype = dtype, c.key_heads = 2, c.threads = 2;
   c.scale = 0.2;
@@ -530,7 +531,7 @@ Case plain(int64_t queries, int64_t keys, int64_t dtype) {
   c.value = normals({c.batch, c.key_heads, keys, c.value_width}, 1.0, dtype, random);
   c.sinks = normals({c.batch, c.heads(), 1, 1}, 1.0, saccade::kFloat32, random);
   c.bias_kind = saccade::kDenseBias;
-  c.bias = normals(c.rows(keys), 1.0, saccade::kFloat32, random);
+  c.bias = normals({1, c.heads(), 1, keys}, 1.0, saccade::kFloat32, random);
   c.statistics = {draw_statistic(c, kEntropy, random), draw_statistic(c, kReceived, random)};
   return c;
 }
@@ -538,10 +539,11 @@ Case plain(int64_t queries, int64_t keys, int64_t dtype) {
 void expect_not_finite(Case c, Array Case::*input, double bad, const char *name) {
   Random random((uint64_t)c.queries + (uint64_t)c.keys);
   (c.*input).x[(size_t)random.whole(0, (int64_t)(c.*input).x.size() - 1)] = bad;
-  for (bool statistics : {false, true}) {
-    const int status = forward(c, c.threads, statistics).status;
-    expect(status == saccade::kNotFinite, "forward with %g in %s (Nq %ld, Nk %ld, dtype %ld, statistics %d) returned %d", bad,
-           name, (long)c.queries, (long)c.keys, (long)c.dtype, statistics, status);
+  for (const auto [statistics, lse] : {std::pair(false, false), std::pair(false, true), std::pair(true, true)}) {
+    const int status = forward(c, c.threads, statistics, lse).status;
+    expect(status == saccade::kNotFinite,
+           "forward with %g in %s (Nq %ld, Nk %ld, dtype %ld, statistics %d, lse %d) returned %d", bad, name, (long)c.queries,
+           (long)c.keys, (long)c.dtype, statistics, lse, status);
   }
 }
 
@@ -564,7 +566,7 @@ void check_not_finite_everywhere() {
     for (int64_t dtype : {saccade::kFloat32, saccade::kBFloat16, saccade::kFloat16}) {
       check_not_finite(plain(41, 70, dtype));    // blocks
       check_not_finite(plain(1, 1100, dtype));   // decoding
-      check_not_finite(plain(12, 2100, dtype));  // keys split among items
+      check_not_finite(plain(17, 2100, dtype));  // keys split among items
     }
   });
 }
@@ -672,6 +674,7 @@ int run(int64_t problems, uint64_t first_seed) {
 }  // namespace test
 
 int main(int count, char **words) {
-  const int64_t problems = count > 1 ? atoll(words[1]) : 120;
+  setenv("OMP_WAIT_POLICY", "passive", 0);  // read when the library loads OpenMP: waiting threads spin otherwise
+  const int64_t problems = count > 1 ? atoll(words[1]) : 100;
   return test::run(problems, count > 2 ? (uint64_t)atoll(words[2]) : 0);
 }

@@ -12,6 +12,7 @@ from typing import Protocol, overload
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from saccade import backends
 from saccade.backends import Inputs, operation
@@ -34,6 +35,10 @@ class Observer(Protocol):
 
 
 OBSERVER: ContextVar[Observer | None] = ContextVar("saccade_observer", default=None)
+
+# Makes a function for which compiled code leaves its graph. torch.compiler.disable would import the compiler at once,
+# which takes seconds; this does when the function is called.
+uncompiled = _disable_dynamo
 
 # Whether anybody observes, in this or another thread. Code under torch.compile cannot ask a `ContextVar`: it asks this,
 # is compiled for the answer that it got, and leaves its graph for attention where the answer is yes.
@@ -171,8 +176,7 @@ def _answer(
     return (forward.output, _report(asked, forward.results[: len(asked)], forward.lse)) if asked else forward.output
 
 
-# torch.compiler.disable would import the compiler, which takes seconds, at once and not when it is first used.
-_answer_uncompiled = torch._disable_dynamo(_answer)  # noqa: SLF001
+_answer_uncompiled = uncompiled(_answer)
 
 
 def _report(statistics: Sequence[Statistic], results: Sequence[Tensors], lse: Tensor) -> Report:

@@ -1,7 +1,7 @@
 """The operator as PyTorch's dispatcher sees it: schemas, fake tensors and autograd of both operations.
 
-`torch.library.opcheck` compares, among other things, what fake tensors promise a compiler with what the backend returns:
-shapes, dtypes and strides.
+`torch.library.opcheck` compares, among other things, what fake tensors promise a compiler with what the backend
+returns: shapes, dtypes and strides.
 """
 
 from __future__ import annotations
@@ -91,7 +91,12 @@ EXAMPLES = {
 }
 
 by_example = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
-by_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+# Every example in float32, those that lie most apart in bfloat16 as well.
+IN_BFLOAT16 = ("plain", "dense bias", "relative bias", "statistics", "all together")
+CALLS = [pytest.param(example, torch.float32, id=name) for name, example in EXAMPLES.items()] + [
+    pytest.param(EXAMPLES[name], torch.bfloat16, id=f"{name}, bfloat16") for name in IN_BFLOAT16
+]
+by_call = pytest.mark.parametrize(("example", "dtype"), CALLS)
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +104,7 @@ def seed():
     GENERATOR.manual_seed(0)
 
 
-@by_example
-@by_dtype
+@by_call
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["constant", "differentiable"])
 def test_forward(example: Example, dtype: torch.dtype, requires_grad: bool):
     inputs = example.inputs(dtype, requires_grad=requires_grad)
@@ -115,8 +119,7 @@ def backward_arguments(example: Example, dtype: torch.dtype, backend: str, *, wa
     return *packed, output, lse, *grads, want_bias and "bias" in example.options
 
 
-@by_example
-@by_dtype
+@by_call
 def test_backward(example: Example, dtype: torch.dtype):
     torch.library.opcheck(torch.ops.saccade.backward.default, backward_arguments(example, dtype, "cpu", want_bias=True))
 

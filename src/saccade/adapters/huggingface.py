@@ -343,9 +343,9 @@ class _FirstForward:
 
     They hold no model: a copy of the module is watched on its own, and can be pickled.
 
-    Under torch.compile they are part of what is traced, and looked at once for each graph: a count that went up in every
-    call would have it compiled again in every call, so what is kept there is only whether a call ever arrived. They cannot
-    go from inside of a graph; the first forward that is not compiled, or `detach`, takes them away.
+    Under torch.compile they are traced with the module, so they look once for each graph. A number that rises in every
+    call would have the graph compiled again for every call: there they ask only whether a call ever arrived. And they
+    cannot go from inside of a graph: the first forward that is not compiled, or `detach`, takes them away.
 
     Attributes:
         site: where the module stands in its model.
@@ -403,7 +403,7 @@ def _arrives(module: nn.Module) -> None:
         _arrived.set(_arrived.get() + 1)
 
 
-@torch._disable_dynamo  # noqa: SLF001  unlike torch.compiler.disable, imports the compiler only if there is one at work
+@functional.uncompiled
 def no_attention_call_came_through(first: _FirstForward, module: nn.Module) -> None:
     """Leave the graph to refuse a model; the error of fullgraph=True shows this name."""
     first.refuse(module)
@@ -472,7 +472,7 @@ def attend(
     _arrives(module)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     visible, bias, offset = _understand(attention_mask, query.shape[2], key.shape[2], causal=bool(causal))
-    token = None if traced else QUERY_OFFSET.set(offset)
+    token = None if traced else QUERY_OFFSET.set(None if offset is None else int(offset))
     try:
         output = functional.attention(
             *_autocast(query, key, value),
@@ -488,7 +488,7 @@ def attend(
     return output.transpose(1, 2).contiguous(), None
 
 
-_attend_uncompiled = torch._disable_dynamo(attend)  # noqa: SLF001
+_attend_uncompiled = functional.uncompiled(attend)
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
@@ -526,7 +526,7 @@ def _refuse(module: nn.Module, dropout: float, others: dict[str, Any]) -> None:
 
 def _understand(
     mask: Tensor | Carried | None, queries: int, keys: int, *, causal: bool
-) -> tuple[Mask | None, Tensor | None, int | None]:
+) -> tuple[Mask | None, Tensor | None, int | Tensor | None]:
     """Which keys are seen, what is added to the scores, where the first query stands (if known)."""
     if isinstance(mask, CarriedMask | Carried):
         carried = mask if isinstance(mask, Carried) else mask.carried

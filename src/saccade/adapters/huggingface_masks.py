@@ -166,7 +166,7 @@ def carry(
 
 
 # In a compiled model: the mask is made outside of the graph.
-_carry_uncompiled = torch._disable_dynamo(carry)  # noqa: SLF001  torch.compiler.disable would import the compiler
+_carry_uncompiled = functional.uncompiled(carry)
 
 
 def hide_keys(visible: Intervals, valid: Tensor) -> tuple[Intervals, Tensor | None]:
@@ -245,7 +245,7 @@ def _one_run(starts: Tensor, stops: Tensor, keys: int) -> Intervals:
 
 
 def _ends(seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the first True of the last dimension, and one more than that of the last; where there is none, (N, 0)."""
+    """Index of the first True in the last dimension, and one past that of the last; where there is none, (N, 0)."""
     index = torch.arange(seen.shape[-1], device=seen.device)
     return torch.where(seen, index, seen.shape[-1]).amin(-1), torch.where(seen, index + 1, 0).amax(-1)
 
@@ -261,7 +261,7 @@ def _the_run(predicate: Predicate, batch: Tensor, queries: Tensor, keys: Tensor)
     first, last = _ends(seen)
     torch._assert_async(  # noqa: SLF001  as an assert of a tensor becomes in a graph
         (seen.sum(-1) == (last - first).clamp_min(0)).all(),
-        "the model's attention mask is not one interval of keys for each query: compiled, it cannot come through Saccade",
+        "the model's attention mask is not one interval of keys for each query: do not compile this call",
     )
     return _one_run(first, last, keys.shape[1])
 

@@ -110,7 +110,8 @@ _ARGUMENTS = (
 _library = torch.library.Library("saccade", "DEF")
 _library.define(f"forward({_ARGUMENTS}) -> Tensor[]")
 _library.define(
-    f"backward({_ARGUMENTS}, Tensor output, Tensor lse, Tensor grad_output, Tensor grad_lse, bool want_bias) -> Tensor[]"
+    f"backward({_ARGUMENTS}, Tensor output, Tensor lse, Tensor grad_output, Tensor grad_lse, bool want_bias)"
+    " -> Tensor[]"
 )
 
 
