@@ -193,11 +193,18 @@ class KeyMajor {
       const int lane = strip * L + v * W;
       const vi used = iota() + lane < splat(block_.count);
       const vf top = of_rows(terms_.top, h, lane), scale = used ? of_rows(terms_.inverse, h, lane) : splat(0.0f);
-      for (int64_t r = 0; r < rows; r++) {
-        float *x = s + r * rows_ + v * W;
-        store(x, exponential((load(x) - top) * splat(block_.unit)) * scale);
-      }
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4) normalise<4>(exponential, s + r * rows_ + v * W, top, scale);
+      for (; r < rows; r++) normalise<1>(exponential, s + r * rows_ + v * W, top, scale);
     }
+  }
+
+  template <int N>
+  INLINE void normalise(const Exponential &exponential, float *s, vf top, vf scale) const {
+    vf e[N];
+    for (int i = 0; i < N; i++) e[i] = exponential.clamp((load(s + i * rows_) - top) * splat(block_.unit));
+    exponential.of_clamped(e);
+    for (int i = 0; i < N; i++) store(s + i * rows_, e[i] * scale);
   }
 
   void score_gradients(int64_t h, int64_t b, int strip, Operand values, int64_t start, Range range, const float *weights,
