@@ -1,7 +1,7 @@
 // Decoding: a few query rows against many keys, bound by how fast keys and values can be read.
 //
 // Width lies in the lanes here. All rows of a key head (its queries times its group of heads) go together, so keys and
-// values are read once; a sub-tile of keys is brought into the first cache while the one before is computed. Keys are split
+// values are read once; while a sub-tile of keys is computed, the next one is brought into the first cache. Keys are split
 // into items, whose sums are joined by their maxima.
 #pragma once
 
@@ -53,7 +53,7 @@ class Decoder {
     for (int64_t start = next(first); start < last;) {
       int64_t stop = smaller(last, start + kDecodeKeys);
       if (p_.pages) stop = smaller(stop, (start / p_.page_size + 1) * p_.page_size);
-      tile(start, (int)(stop - start), last);
+      tile(start, (int)(stop - start));
       start = next(stop);
     }
   }
@@ -114,38 +114,34 @@ class Decoder {
   Operand rows_of(const void *base, int64_t index, int64_t row, int count, int64_t width, int64_t padded, float *copy) const {
     if (p_.dtype == saccade::kFloat32 && width == padded) return {(const float *)base + index, row};
     for (int i = 0; i < count; i++) {
-      to_floats(copy + i * padded, element(base, p_.dtype, index + i * row), p_.dtype, width);
+      const char *from = element(base, p_.dtype, index + i * row), *ahead = from + kDecodeKeys * row * size_of(p_.dtype);
+      for (int64_t at = 0; at < width * size_of(p_.dtype); at += 64) __builtin_prefetch(ahead + at);
+      to_floats(copy + i * padded, from, p_.dtype, width);
       for (int64_t d = width; d < padded; d++) copy[i * padded + d] = 0.0f;
     }
     return {copy, padded};
   }
 
-  void prefetch(const void *base, int64_t index, int64_t row, int count, int64_t width) const {
-    for (int i = 0; i < count; i++) {
-      const char *from = element(base, p_.dtype, index + i * row);
-      for (int64_t at = 0; at < width * size_of(p_.dtype); at += 64) __builtin_prefetch(from + at);
-    }
-  }
-
-  void tile(int64_t start, int count, int64_t last) {
+  void tile(int64_t start, int count) {
     const int64_t key = index(start, p_.key_batch, p_.key_head, p_.key_row);
     const int64_t value = index(start, p_.value_batch, p_.value_head, p_.value_row);
-    const bool follows = !p_.pages || start % p_.page_size + 2 * kDecodeKeys <= p_.page_size;
-    if (follows && start + 2 * kDecodeKeys <= last) {
-      prefetch(p_.key, key + kDecodeKeys * p_.key_row, p_.key_row, kDecodeKeys, p_.width);
-      prefetch(p_.value, value + kDecodeKeys * p_.value_row, p_.value_row, kDecodeKeys, p_.value_width);
-    }
     const Operand keys = rows_of(p_.key, key, p_.key_row, count, p_.width, width_, keys_);
     for (int r = 0; r < rows_; r++) {
-      score(r, keys, count);
+      if (r == 0 && keys.data != keys_) score<true>(r, keys, count);
+      else score<false>(r, keys, count);
       shape(r, start, count);
       softmax(r);
     }
     const Operand values = rows_of(p_.value, value, p_.value_row, count, p_.value_width, value_width_, values_);
-    for (int r = 0; r < rows_; r += 4) add_values(r, smaller(4, rows_ - r), values, count);
+    for (int r = 0; r < rows_; r += 4) {
+      if (r == 0 && values.data != values_) add_values<true>(r, smaller(4, rows_ - r), values, count);
+      else add_values<false>(r, smaller(4, rows_ - r), values, count);
+    }
   }
 
-  // W keys at a time: W sums over width, then one transpose and W - 1 additions give W scores.
+  // W keys at a time: W sums over width, then one transpose and W - 1 additions give W scores. `Ahead`: meanwhile the same
+  // rows of the next sub-tile are asked for, a line at a time, as all of them at once would wait for each other.
+  template <bool Ahead>
   void score(int r, Operand keys, int count) {
     const float *q = queries_ + r * width_;
     for (int first = 0; first < count; first += W) {
@@ -157,7 +153,11 @@ class Decoder {
       }
       for (int64_t d = 0; d < width_; d += W) {
         const vf operand = load(q + d);
-        for (int i = 0; i < W; i++) sums[i] += operand * load(rows[i] + d);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; i++) {
+          if (Ahead && d % 16 == 0) __builtin_prefetch(rows[i] + kDecodeKeys * keys.row + d);
+          sums[i] += operand * load(rows[i] + d);
+        }
       }
       transpose(sums);
       for (int width = W / 2; width; width /= 2)
@@ -230,17 +230,18 @@ class Decoder {
   }
 
   // Four rows and two vectors of width at a time: eight sums, as many as the multipliers' latency asks for.
+  template <bool Ahead>
   void add_values(int first, int rows, Operand values, int count) {
     for (int64_t d = 0; d < value_width_; d += 2 * W) {
       const bool two = d + W < value_width_;
-      if (rows == 4) two ? add<4, 2>(first, values, d, count) : add<4, 1>(first, values, d, count);
-      if (rows == 3) two ? add<3, 2>(first, values, d, count) : add<3, 1>(first, values, d, count);
-      if (rows == 2) two ? add<2, 2>(first, values, d, count) : add<2, 1>(first, values, d, count);
-      if (rows == 1) two ? add<1, 2>(first, values, d, count) : add<1, 1>(first, values, d, count);
+      if (rows == 4) two ? add<4, 2, Ahead>(first, values, d, count) : add<4, 1, Ahead>(first, values, d, count);
+      if (rows == 3) two ? add<3, 2, Ahead>(first, values, d, count) : add<3, 1, Ahead>(first, values, d, count);
+      if (rows == 2) two ? add<2, 2, Ahead>(first, values, d, count) : add<2, 1, Ahead>(first, values, d, count);
+      if (rows == 1) two ? add<1, 2, Ahead>(first, values, d, count) : add<1, 1, Ahead>(first, values, d, count);
     }
   }
 
-  template <int Rows, int Vectors>
+  template <int Rows, int Vectors, bool Ahead>
   INLINE void add(int first, Operand values, int64_t d, int count) {
     constexpr int Chains = Rows == 1 ? 4 : Rows == 2 ? 2 : 1;  // independent sums for each output
     vf sums[Chains][Rows][Vectors];
@@ -250,7 +251,12 @@ class Decoder {
     const float *e = scores_ + first * kDecodeKeys;
     int key = 0;
     for (; key + Chains <= count; key += Chains)
-      for (int c = 0; c < Chains; c++) step<Rows, Vectors>(sums[c], e + key + c, values.data + (key + c) * values.row + d);
+#pragma GCC unroll 4
+      for (int c = 0; c < Chains; c++) {
+        const float *value = values.data + (key + c) * values.row + d;
+        if (Ahead) __builtin_prefetch(value + kDecodeKeys * values.row);
+        step<Rows, Vectors>(sums[c], e + key + c, value);
+      }
     for (; key < count; key++) step<Rows, Vectors>(sums[0], e + key, values.data + key * values.row + d);
     for (int r = 0; r < Rows; r++)
       for (int v = 0; v < Vectors; v++) {

@@ -328,7 +328,7 @@ class Attention {
   void write_lse() {
     if (!p_.lse) {  // a logarithm of each row is much of a small call
       for (int r = 0; r < block.count; r++)
-        if ((sums.total[r] + sums.top[r]) * 0.0f != 0.0f && sums.top[r] != -kInfinity)
+        if (sums.total[r] * 0.0f != 0.0f || (sums.top[r] * 0.0f != 0.0f && sums.top[r] != -kInfinity))
           __atomic_store_n(&task_.not_finite, 1, __ATOMIC_RELAXED);
       return;
     }
@@ -348,7 +348,7 @@ class Attention {
     if (!from_scores_ && !needs_weights(task_)) return answers.finish(entropy_, largest_, split);
     answers.start();
     for (int r = 0; r < block.strips * L; r++) largest_[r] = 0.0f;
-    for (int64_t t = 0; t < tile_count_ && !task_.interrupted; t++) kept(tiles_[t], split);
+    for (int64_t t = 0; t < tile_count_ && !__atomic_load_n(&task_.interrupted, __ATOMIC_RELAXED); t++) kept(tiles_[t], split);
     for (int64_t start = block.next(beyond_panel_); start < p_.keys && !task_.stopped(task_);) {
       const int64_t stop = block.tile_stop(start);
       again(start, stop, split);

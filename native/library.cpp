@@ -179,6 +179,13 @@ bool stopped(Task &task) {
 
 // ---------------------------------------------------------------------------------------- calls
 
+// What two products cost; a thread that is woken for less than this takes longer than it saves.
+constexpr double kOperationsForAThread = 1e6;
+
+double operations(const Problem &p) {
+  return 2.0 * (double)p.batch * (double)p.heads * (double)p.queries * (double)p.keys * (double)(p.width + p.value_width);
+}
+
 int run_phases(Task &task) {
   int64_t threads = task.problem.threads < 1 ? 1 : task.problem.threads, most_items = 0, workspace = 0;
   for (int i = 0; i < task.phase_count; i++) {
@@ -186,6 +193,8 @@ int run_phases(Task &task) {
     if (task.phases[i].workspace > workspace) workspace = task.phases[i].workspace;
   }
   if (threads > most_items) threads = most_items < 1 ? 1 : most_items;
+  const int64_t useful = 1 + (int64_t)(operations(task.problem) / kOperationsForAThread);
+  if (threads > useful) threads = useful;
   workspace = (workspace + 127) / 64 * 64;
   const int64_t shared = (task.shared_bytes + 63) / 64 * 64;
   char *memory = kept.at_least(shared + threads * workspace + 64);

@@ -27,8 +27,12 @@ const char *saccade_use(const char *name);
 void saccade_python(void *lock, void *unlock, void *check_signals, void *fetch, void *restore);
 void saccade_raise();
 
+#define EXPORT __attribute__((visibility("default")))
+
 // New memory is all ones, NaN to a kernel that reads what it has not written.
-__attribute__((visibility("default"))) const char *__asan_default_options() { return "max_malloc_fill_size=1000000000:malloc_fill_byte=255"; }
+EXPORT const char *__asan_default_options() { return "max_malloc_fill_size=1000000000:malloc_fill_byte=255:exitcode=1"; }
+EXPORT const char *__ubsan_default_options() { return "print_stacktrace=1"; }
+EXPORT const char *__tsan_default_options() { return "halt_on_error=1:exitcode=1"; }
 }
 
 namespace test {
@@ -536,14 +540,21 @@ Case plain(int64_t queries, int64_t keys, int64_t dtype) {
   return c;
 }
 
-void expect_not_finite(Case c, Array Case::*input, double bad, const char *name) {
-  Random random((uint64_t)c.queries + (uint64_t)c.keys);
-  (c.*input).x[(size_t)random.whole(0, (int64_t)(c.*input).x.size() - 1)] = bad;
-  for (const auto [statistics, lse] : {std::pair(false, false), std::pair(false, true), std::pair(true, true)}) {
-    const int status = forward(c, c.threads, statistics, lse).status;
+// The last element, the last key of a tile, is where a running maximum ends; the first is where it begins.
+void expect_not_finite(const Case &c, Array Case::*input, double bad, const char *name) {
+  const size_t last = (c.*input).x.size() - 1;
+  struct {
+    bool statistics, lse;
+    size_t at;
+  } const calls[] = {{false, false, last}, {false, true, last / 2}, {true, true, 0}};
+  for (const auto &[statistics, lse, at] : calls) {
+    Case spoilt = c;
+    (spoilt.*input).x[at] = bad;
+    if (input != &Case::sinks) spoilt.sinks = Array();  // a sum begins with nothing
+    const int status = forward(spoilt, c.threads, statistics, lse).status;
     expect(status == saccade::kNotFinite,
-           "forward with %g in %s (Nq %ld, Nk %ld, dtype %ld, statistics %d, lse %d) returned %d", bad, name, (long)c.queries,
-           (long)c.keys, (long)c.dtype, statistics, lse, status);
+           "forward with %g in %s[%ld] (Nq %ld, Nk %ld, dtype %ld, statistics %d, lse %d) returned %d", bad, name, (long)at,
+           (long)c.queries, (long)c.keys, (long)c.dtype, statistics, lse, status);
   }
 }
 
@@ -607,6 +618,7 @@ void check_forked() {
     Results results;
     describe_to(call, c, 4, true);
     bind_output(call, c, results, true);
+    fflush(stdout);
     const pid_t child = fork();
     if (child == 0) _exit(saccade_forward(&call.p) == saccade::kDone && results.output.same_as(before.output) ? 0 : 1);
     int status = -1;

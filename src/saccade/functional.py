@@ -158,15 +158,18 @@ def attention(
     inputs = check_inputs(query, key, value) if page_table is None else check_pages(query, key, value, page_table)
     problem = make_problem(inputs, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks)
     asked = check_all(statistics, inputs.lengths) if statistics != () else []
-    answer = _answer_uncompiled if torch.compiler.is_compiling() and OBSERVED else _answer
-    return answer(problem, inputs, asked, backend)
+    return _answer(problem, inputs, asked, backend)
 
 
 def _answer(
     problem: Problem, inputs: Inputs, asked: Sequence[Statistic], backend: str | None
 ) -> Tensor | tuple[Tensor, Report]:
     """What `attention` returns for checked arguments; the observer gets a report of its own."""
-    observer = OBSERVER.get() if not torch.compiler.is_compiling() else None
+    # Asked in this function, as the compiler may begin with any. (is_compiling() is true in every thread if one compiles.)
+    traced = torch.compiler.is_dynamo_compiling()
+    if traced and OBSERVED:
+        return _answer_uncompiled(problem, inputs, asked, backend)
+    observer = None if traced else OBSERVER.get()
     extra = [] if observer is None else check_all(observer.wanted(inputs.lengths), inputs.lengths)
     chosen, _ = backends.choose(problem, inputs, backend)
     # Caller and observer may ask for one statistic in two ways (other groups, another k): each gets its own.
@@ -329,7 +332,7 @@ def _check_sinks(sinks: Tensor, lengths: Lengths) -> Tensor:
     if not isinstance(sinks, Tensor):
         raise ArgumentError(f"sinks are {type(sinks).__name__}; expected a tensor of one logit for each head")
     table = sinks[None] if sinks.dim() == 1 else sinks
-    if table.dim() != 2 or table.shape[0] not in {1, lengths.batch} or table.shape[1] != lengths.heads:  # noqa: PLR2004
+    if table.dim() != 2 or table.shape[0] not in (1, lengths.batch) or table.shape[1] != lengths.heads:  # noqa: PLR2004
         raise ShapeError(
             f"sinks have shape {tuple(sinks.shape)}; expected one for each head: ({lengths.heads},) or "
             f"({lengths.batch}, {lengths.heads})"

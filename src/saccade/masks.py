@@ -178,7 +178,8 @@ class Dense(Mask):
 def _check_rows(name: str, shape: Sequence[int], lengths: Lengths) -> None:
     batch, heads, queries = shape
     wanted = (lengths.batch, lengths.heads, lengths.queries)
-    if batch not in {1, wanted[0]} or heads not in {1, wanted[1]} or queries != wanted[2]:
+    # A tuple, not a set: what hashes a size ties a compiled graph to it.
+    if batch not in (1, wanted[0]) or heads not in (1, wanted[1]) or queries != wanted[2]:
         raise MaskError(
             f"{name} is for (B, H, Nq) = {(batch, heads, queries)}; the problem has {wanted}: "
             "batch and heads must match or be 1, queries must match"
@@ -481,7 +482,7 @@ class _Prefix(Mask):
 
 def _per_batch(name: str, value: int | Tensor, lengths: Lengths) -> Tensor:
     value = torch.as_tensor(value, device=lengths.device).reshape(-1)
-    if value.numel() not in {1, lengths.batch}:
+    if value.numel() not in (1, lengths.batch):
         raise MaskError(f"{name} has {value.numel()} entries; expected 1 or B = {lengths.batch}")
     return value
 
@@ -564,7 +565,7 @@ class _Documents(Mask):
     def resolve(self, lengths: Lengths) -> Intervals:
         queries, keys = self.queries.to(lengths.device), self.keys.to(lengths.device)
         for name, ids, wanted in (("query", queries, lengths.queries), ("key", keys, lengths.keys)):
-            if ids.shape[-1] != wanted or ids.shape[0] not in {1, lengths.batch}:
+            if ids.shape[-1] != wanted or ids.shape[0] not in (1, lengths.batch):
                 raise MaskError(
                     f"documents: {name} ids have shape {tuple(ids.shape)}; expected (B | 1, N) = "
                     f"({lengths.batch} | 1, {wanted}); with Nq != Nk give ids and key_ids"

@@ -107,7 +107,7 @@ def _need_offset(name: str, offset: int | None, lengths: Lengths) -> int:
 
 def _per_head(name: str, values: Tensor, lengths: Lengths) -> Tensor:
     """Values ``([B | 1,] H | 1, ...)`` checked against the lengths."""
-    if values.shape[0] not in {1, lengths.batch} or values.shape[1] not in {1, lengths.heads}:
+    if values.shape[0] not in (1, lengths.batch) or values.shape[1] not in (1, lengths.heads):
         raise ShapeError(
             f"{name} has {values.shape[0]} x {values.shape[1]} (batch x heads); "
             f"expected (1 | {lengths.batch}) x (1 | {lengths.heads})"
@@ -131,7 +131,7 @@ class DenseBias(Bias):
         """See `Bias.check`."""
         values = self.values[(None,) * max(0, 4 - self.values.dim())]
         wanted = (lengths.batch, lengths.heads, lengths.queries, lengths.keys)
-        if values.dim() != 4 or any(n not in {1, w} for n, w in zip(values.shape, wanted, strict=True)):  # noqa: PLR2004
+        if values.dim() != 4 or any(n not in (1, w) for n, w in zip(values.shape, wanted, strict=True)):  # noqa: PLR2004
             raise ShapeError(
                 f"bias has shape {tuple(self.values.shape)}; expected one that broadcasts to (B, H, Nq, Nk) = {wanted}"
             )

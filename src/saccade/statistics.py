@@ -121,7 +121,7 @@ def _groups(name: str, groups: Tensor, wanted: int, lengths: Lengths) -> Tensor:
     if table.is_floating_point() or table.dtype == torch.bool:
         raise ArgumentError(f"{name}: groups are {table.dtype}; expected integers, the number of each one's group")
     table = table[None] if table.dim() == 1 else table
-    if table.dim() != 2 or table.shape[-1] != wanted or table.shape[0] not in {1, lengths.batch}:  # noqa: PLR2004
+    if table.dim() != 2 or table.shape[-1] != wanted or table.shape[0] not in (1, lengths.batch):  # noqa: PLR2004
         raise ShapeError(
             f"{name}: groups have shape {tuple(table.shape)}; expected ({wanted},) or ({lengths.batch}, {wanted})"
         )

@@ -363,22 +363,22 @@ class _FirstForward:
         return self.hooks
 
     def enter(self, *_: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             self.before[threading.get_ident()] = _arrived.get()
 
     def leave(self, module: nn.Module, *_: Any) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             if not self.arrived:
                 no_attention_call_came_through(self, module)
             return
         before = self.before.pop(threading.get_ident(), None)
-        if before is None:
+        if before is None and not self.arrived:  # it was not seen how this forward began
             return
         with LOCK:
             for hook in self.hooks:
                 hook.remove()
             vars(module).pop(_FIRST, None)
-        if _arrived.get() == before and not self.arrived:
+        if not self.arrived and _arrived.get() == before:
             self.refuse(module)
 
     def refuse(self, module: nn.Module) -> None:
@@ -399,7 +399,7 @@ def _arrives(module: nn.Module) -> None:
     first = getattr(module, _FIRST, None)
     if first is not None:
         first.arrived = True
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_dynamo_compiling():
         _arrived.set(_arrived.get() + 1)
 
 
@@ -452,7 +452,7 @@ def attend(
             known here.
         ArgumentError: dropout in training, or `output_attentions`.
     """
-    traced = torch.compiler.is_compiling()
+    traced = torch.compiler.is_dynamo_compiling()
     if traced and (functional.OBSERVED or isinstance(attention_mask, CarriedMask)):
         return _attend_uncompiled(
             module,

@@ -144,7 +144,7 @@ def carry(
     Takes the same arguments. Unlike `sdpa_mask` it never answers None ("work it out from
     is_causal"): a mask always says what it means.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         asked = (batch_size, q_length, kv_length, q_offset, kv_offset)
         predicate = mask_function or _known().causal
         if functional.OBSERVED or not _traceable(predicate, use_vmap=use_vmap):

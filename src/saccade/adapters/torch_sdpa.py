@@ -223,7 +223,7 @@ def _fold_mask(mask: Tensor, batch: list[int], lengths: Lengths) -> Tensor:
     full = (*batch, *rows)
     missing = len(full) - mask.dim()
     aligned = mask[(None,) * max(missing, 0)]
-    if missing < 0 or any(n not in {1, f} for n, f in zip(aligned.shape, full, strict=True)):
+    if missing < 0 or any(n not in (1, f) for n, f in zip(aligned.shape, full, strict=True)):
         raise MaskError(
             f"attn_mask has shape {tuple(mask.shape)}; expected one that broadcasts to (..., H, Nq, Nk) = {full}"
         )

@@ -178,10 +178,16 @@ def _with_unit_stride(inputs: Inputs) -> Inputs:
 # ---------------------------------------------------------------------------------------- the fields of native/abi.h
 
 
+_STRIDES = {
+    name: (f"{name}_batch", f"{name}_head", f"{name}_row") for name in ("query", "key", "value", "output", "rows_grad")
+}
+
+
 def _tensor(fields: Fields, name: str, x: Tensor) -> None:
     """Address and strides of a tensor ``(B, H, N, D)``."""
+    batch, head, row = _STRIDES[name]
     fields[name] = x.data_ptr()
-    fields[f"{name}_batch"], fields[f"{name}_head"], fields[f"{name}_row"], _ = x.stride()
+    fields[batch], fields[head], fields[row], _ = x.stride()
 
 
 def _problem(problem: Problem, inputs: Inputs) -> tuple[Fields, list[Tensor]]:
