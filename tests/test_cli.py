@@ -15,6 +15,7 @@ from rich.cells import cell_len
 
 from saccade import cli, errors
 from saccade._version import __version__
+from saccade.backends import native
 from saccade.views import diagnosis
 
 TEXT = "He left the roses by the bank."

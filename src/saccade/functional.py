@@ -165,7 +165,7 @@ def _answer(
     problem: Problem, inputs: Inputs, asked: Sequence[Statistic], backend: str | None
 ) -> Tensor | tuple[Tensor, Report]:
     """What `attention` returns for checked arguments; the observer gets a report of its own."""
-    # Asked in this function, as the compiler may begin with any. (is_compiling() is true in every thread if one compiles.)
+    # Asked in this function, as the compiler may begin with any. is_compiling() would be true in every thread.
     traced = torch.compiler.is_dynamo_compiling()
     if traced and OBSERVED:
         return _answer_uncompiled(problem, inputs, asked, backend)

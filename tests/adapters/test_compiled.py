@@ -1,4 +1,4 @@
-"""Runs `compiled_models.py` by itself: torch.compile cannot trace the type checks that this test run puts around saccade."""
+"""Runs `compiled_models.py` by itself: torch.compile cannot trace the type checks that this test run puts around us."""
 
 from __future__ import annotations
 
@@ -13,19 +13,9 @@ pytest.importorskip("transformers")
 
 def test_compiled_models():
     file = Path(__file__).with_name("compiled_models.py")
-    # Warnings of the compiler about code that it leaves are no errors here.
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-W",
-        "ignore",
-        "-o",
-        "addopts=",
-        "-p",
-        "no:cacheprovider",
-        str(file),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # No plugin's options, and what the compiler says about code that leaves its graph is no error.
+    options = ("-q", "-W", "ignore", "-o", "addopts=", "-p", "no:cacheprovider")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(file)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -238,6 +238,7 @@ def _seen(leaves: Sequence[Tensor | None]) -> bool:
         or forward_ad._current_level >= 0  # noqa: SLF001
         or torch._C._autograd._profiler_enabled()  # noqa: SLF001
         or any(type(x) not in _PLAIN for x in leaves)
+        or any(x is not None and x.is_meta for x in leaves)
     )
 
 
