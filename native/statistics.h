@@ -49,7 +49,11 @@ class Answers {
         state.members = arena.take<float>(larger<int64_t>(s.first, 1) * kMaxRows);
         state.columns = arena.take<float>(larger<int64_t>(s.first, 1) * kTileKeys * W);
       }
-      if (s.kind == kMap) state.cells = arena.take<float>(s.second * kMaxRows);
+      if (s.kind == kMap) {
+        state.cells = arena.take<float>(s.second * kMaxRows);
+        state.bounds = arena.take<int64_t>(s.second + 1);
+        for (int64_t c = 0; arena.base && c <= s.second; c++) state.bounds[c] = c * p_.keys / larger<int64_t>(s.second, 1);
+      }
       if (arena.base) states_[i] = state;
     }
   }
@@ -99,7 +103,15 @@ class Answers {
       for (int64_t g = 0; g < larger<int64_t>(s.first, 1); g++) {
         float *to = target(i, split) + g * p_.keys + start;
         const float *columns = states_[i].columns + g * kTileKeys * W;
-        for (int64_t key = 0; key < stop - start; key++) to[key] += sum(load(columns + key * W));
+        int64_t key = 0;
+        for (; key + W <= stop - start; key += W) {  // W sums over lanes at once
+          vf square[W];
+          for (int i = 0; i < W; i++) square[i] = load(columns + (key + i) * W);
+          transpose(square);
+          for (int i = 1; i < W; i++) square[0] += square[i];
+          store(to + key, load(to + key) + square[0]);
+        }
+        for (; key < stop - start; key++) to[key] += sum(load(columns + key * W));
       }
     }
   }
@@ -175,6 +187,7 @@ class Answers {
     float *members;         // [groups][kMaxRows]: 1 for the rows of a group
     float *columns;         // [groups][kTileKeys][W]: what the keys of a tile received, not yet summed over lanes
     float *cells;           // [cells_k][kMaxRows]
+    int64_t *bounds;        // where the cells of keys begin: a division for each would take as long as the sums
     int64_t first_cell, last_cell;  // of those touched by the block
   };
 
@@ -272,7 +285,7 @@ class Answers {
   void add_map(const Statistic &s, State &state, int strip, Range range, const float *w) const {
     int64_t cell = ((range.start + 1) * s.second - 1) / p_.keys;
     for (int64_t key = range.start; key < range.stop; cell++) {
-      const int64_t stop = smaller(range.stop, (cell + 1) * p_.keys / s.second);
+      const int64_t stop = smaller(range.stop, state.bounds[cell + 1]);
       touch(state, cell);
       float *to = state.cells + cell * kMaxRows + strip * L;
       vf joined[V];
@@ -290,21 +303,26 @@ class Answers {
     for (; state.first_cell > cell; state.first_cell--) clear(state.cells + (state.first_cell - 1) * kMaxRows, kMaxRows);
   }
 
-  // Lanes are queries: joined over those that share a row of cells, then written a row of cells at a time.
+  // Lanes are queries: each is joined to its row of cells, W cells at once where there are as many.
   void finish_map(const Statistic &s, const State &state, float *map) const {
-    for (int r = 0; r < block_.count;) {
-      const int64_t row = ((block_.query[r] + 1) * s.first - 1) / p_.queries;
-      const int64_t stop = (row + 1) * p_.queries / s.first;
-      const int rows = (int)smaller<int64_t>(block_.count - r, stop - block_.query[r]);
-      float *to = map + row * s.second;
-      for (int64_t cell = state.first_cell; cell <= state.last_cell; cell++) {
-        const float *from = state.cells + cell * kMaxRows + r;
-        float joined = to[cell];
-        for (int i = 0; i < rows; i++) joined = s.third == 1 ? larger(joined, from[i]) : joined + from[i];
-        to[cell] = joined;
+    int64_t cell = state.first_cell, rows[kMaxRows];
+    for (int r = 0; r < block_.count; r++) rows[r] = ((block_.query[r] + 1) * s.first - 1) / p_.queries;
+    for (; cell + W - 1 <= state.last_cell; cell += W)
+      for (int first = 0; first < block_.count; first += W) {
+        vf square[W];
+        for (int i = 0; i < W; i++) square[i] = load(state.cells + (cell + i) * kMaxRows + first);
+        transpose(square);
+        for (int i = 0; i < W && first + i < block_.count; i++) {
+          float *to = map + rows[first + i] * s.second + cell;
+          store(to, join(s, load(to), square[i]));
+        }
       }
-      r += rows;
-    }
+    for (; cell <= state.last_cell; cell++)
+      for (int r = 0; r < block_.count; r++) {
+        float &to = map[rows[r] * s.second + cell];
+        const float from = state.cells[cell * kMaxRows + r];
+        to = s.third == 1 ? larger(to, from) : to + from;
+      }
   }
 };
 
