@@ -12,10 +12,9 @@
 
 // clang-format off
 #define SACCADE_PROBLEM(P, I, D)                                                                                        \
-  P(query) I(query_batch) I(query_head) I(query_row)                                                                    \
-  P(key) I(key_batch) I(key_head) I(key_row)                                                                            \
-  P(value) I(value_batch) I(value_head) I(value_row)                                                                    \
-  P(output) I(output_batch) I(output_head) I(output_row)                                                                \
+  P(query) P(key) P(value) P(output)           /* in front: what changes from call to call of the same kind */          \
+  I(query_batch) I(query_head) I(query_row) I(key_batch) I(key_head) I(key_row)                                         \
+  I(value_batch) I(value_head) I(value_row) I(output_batch) I(output_head) I(output_row)                                \
   P(lse)                                       /* float32 (B, H, Nq), contiguous; may be null in the forward pass */    \
   I(batch) I(heads) I(key_heads) I(queries) I(keys) I(width) I(value_width) I(dtype)                                    \
   D(scale) D(softcap)                          /* softcap 0: none */                                                    \

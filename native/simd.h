@@ -330,6 +330,24 @@ INLINE void transpose(vf (&rows)[W]) {
       if (!(i & 8)) exchange<8>(rows[i], rows[i + 8]);
 }
 
+// Lane j: the sum of the j-th vector. Each stage adds halves of two vectors, so it takes half of what a transpose would.
+INLINE vf sums_of(vf (&x)[W]) {
+  for (int i = 0; i < W / 2; i++) exchange<1>(x[2 * i], x[2 * i + 1]), x[i] = x[2 * i] + x[2 * i + 1];
+  for (int i = 0; i < W / 4; i++) exchange<2>(x[2 * i], x[2 * i + 1]), x[i] = x[2 * i] + x[2 * i + 1];
+  if constexpr (W >= 8)
+    for (int i = 0; i < W / 8; i++) exchange<4>(x[2 * i], x[2 * i + 1]), x[i] = x[2 * i] + x[2 * i + 1];
+  if constexpr (W >= 16) exchange<8>(x[0], x[1]), x[0] += x[1];
+  return x[0];
+}
+
+// Lanes i and i ^ B change places.
+template <int B>
+INLINE vf swapped(vf x) {
+  vf y = x;
+  exchange<B>(x, y);
+  return (iota() & B) != 0 ? x : y;
+}
+
 // ---------------------------------------------------------------------------------------- bounds
 
 // Whether all of `count` numbers are finite: x * 0 is NaN for what is not. Four sums, as one would wait for itself.

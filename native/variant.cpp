@@ -10,6 +10,9 @@ namespace SACCADE_VARIANT {
 // Work is cut into at least this many items, whatever the number of threads, so that results do not depend on it.
 constexpr int64_t kItems = 16;
 
+// More rows than these are decoded against many keys only: against few, blocks of queries are as fast and read no partials.
+constexpr int64_t kFewRows = 8, kManyKeys = 1024;
+
 static int64_t parts_for(int64_t items, int64_t most) {
   return larger<int64_t>(1, smaller((kItems + items - 1) / larger<int64_t>(items, 1), most));
 }
@@ -133,20 +136,22 @@ static void decode_split(Task &task, int64_t item, char *workspace) {
   if (given_up(task)) return;
   Arena arena = {workspace};
   Decoder decoder(task, arena);
-  float *rows = arena.take<float>(kDecodeRows * width);
+  float *rows = arena.take<float>(kDecodeRows * width), *joined = arena.take<float>(width);
   decoder.start(head / p.key_heads, head % p.key_heads);
   decoder.attend(split * split_keys(task), smaller(p.keys, (split + 1) * split_keys(task)));
   decoder.write_partial(rows);
-  for (int r = 0; r < decoder.rows(); r++)  // rows of a key head follow one another, as (B, H, Nq) do
-    __builtin_memcpy(partial(task, head * decoder.rows() + r, split), rows + r * width, (size_t)width * 4);
+  for (int r = 0; r < decoder.rows(); r++) {
+    const int64_t row = head * decoder.rows() + r;  // rows of a key head follow one another, as (B, H, Nq) do
+    if (task.splits == 1) join_row(task, rows + r * width, width, row, joined);
+    else __builtin_memcpy(partial(task, row, split), rows + r * width, (size_t)width * 4);
+  }
 }
 
 static void join(Task &task, int64_t item, char *workspace) {
   const Problem &p = task.problem;
   if (given_up(task)) return;
-  for (int64_t query = 0; query < p.queries; query++)
-    join_row(task, partial(task, item * p.queries + query, 0), p.value_width + 2, item / p.heads, item % p.heads, query,
-             (float *)workspace);
+  for (int64_t row = item * p.queries; row < (item + 1) * p.queries; row++)
+    join_row(task, partial(task, row, 0), p.value_width + 2, row, (float *)workspace);
 }
 
 template <class Make>
@@ -173,16 +178,16 @@ static void forward(Task &task) {
     if (task.splits > 1) task.phases[task.phase_count++] = {Answers::merges(task), 0, Answers::merge};
     return;
   }
-  const bool decode = rows <= kDecodeRows && rows > 0;
+  const bool decode = rows <= kDecodeRows && rows > 0 && (rows <= kFewRows || p.keys >= kManyKeys);
   const int64_t splits = parts_for(decode ? heads : items, larger<int64_t>(1, p.keys / 512));
   if (decode || (splits > 1 && p.keys >= 2048)) {
     task.splits = splits;
     task.shared_bytes = p.batch * p.heads * p.queries * splits * (p.value_width + 2) * 4 + heads;
-    const int64_t width = (p.value_width + 2) * 4 * kMaxRows + 64;
+    const int64_t width = (p.value_width + 2) * 4 * (kMaxRows + 1) + 64;
     const int64_t workspace =
         width + workspace_of([&](Arena &arena) { decode ? (void)Decoder(task, arena) : (void)Attention(task, arena, false); });
     task.phases[0] = {(decode ? heads : items) * splits, workspace, decode ? decode_split : attend_split};
-    task.phases[task.phase_count++] = {p.batch * p.heads, p.value_width * 4, join};
+    if (splits > 1) task.phases[task.phase_count++] = {p.batch * p.heads, p.value_width * 4, join};
     return;
   }
   task.splits = 1;

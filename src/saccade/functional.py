@@ -16,8 +16,9 @@ from torch._compile import _disable_dynamo
 
 from saccade import backends
 from saccade.backends import Inputs, operation
+from saccade.backends.contract import Prepared
 from saccade.errors import ArgumentError, DeviceError, DtypeError, ShapeError
-from saccade.masks import Lengths, Mask, dense
+from saccade.masks import Lengths, Mask, causal, dense
 from saccade.scores import Bias, Problem, as_bias
 from saccade.statistics import LogSumExp, Report, Statistic, Tensors, check_all
 
@@ -155,8 +156,16 @@ def attention(
     >>> report.top_keys.indices[0, 0, :, 0].tolist()
     [0, 1, 2]
     """
+    simple = statistics == () and bias is None and sinks is None and page_table is None and backend is None
+    signature = _signature(query, key, value, mask, scale, softcap) if simple else None
+    if signature is not None and (prepared := _prepared.get(signature)) is not None:
+        output = prepared(query, key, value)
+        if output is not None:
+            return output
     inputs = check_inputs(query, key, value) if page_table is None else check_pages(query, key, value, page_table)
     problem = make_problem(inputs, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks)
+    if signature is not None:
+        _prepare(signature, problem, inputs)
     asked = check_all(statistics, inputs.lengths) if statistics != () else []
     return _answer(problem, inputs, asked, backend)
 
@@ -188,6 +197,49 @@ def _report(statistics: Sequence[Statistic], results: Sequence[Tensors], lse: Te
         (statistic, (lse,) if isinstance(statistic, LogSumExp) else result)
         for statistic, result in zip(statistics, results, strict=True)
     )
+
+
+# ---------------------------------------------------------------------------------------- repeated calls
+
+
+# How calls like earlier ones are computed, by their signature. Only those so small that checks would take long beside
+# attention itself, and so that the masks kept with them are short.
+_prepared: dict[tuple[object, ...], Prepared] = {}
+_MOST_PREPARED = 256
+_MOST_ENTRIES = 1 << 16  # of the pattern
+
+_NUMBERS = {type(None), float, int}
+
+
+def _signature(
+    query: Tensor, key: Tensor, value: Tensor, mask: object, scale: object, softcap: object
+) -> tuple[object, ...] | None:
+    """All that a call depends on but the numbers; None if it may depend on more, or if anybody wants to see it."""
+    if operation.watched() or OBSERVED or not (type(query) is type(key) is type(value) is Tensor):
+        return None
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return None
+    if not (query.is_cpu and key.is_cpu and value.is_cpu and query.dtype == key.dtype == value.dtype):
+        return None
+    if type(scale) not in _NUMBERS or type(softcap) not in _NUMBERS or not (mask is None or (isinstance(mask, Mask) and mask == _CAUSAL)):
+        return None
+    shapes = query.shape, key.shape, value.shape, query.stride(), key.stride(), value.stride()
+    return *shapes, query.dtype, mask is None, scale, softcap, torch.get_num_threads()
+
+
+_CAUSAL = causal()
+
+
+def _prepare(signature: tuple[object, ...], problem: Problem, inputs: Inputs) -> None:
+    """Have calls of this signature computed in a shorter way from now on, if their backend knows one."""
+    if inputs.lengths.queries * inputs.lengths.keys > _MOST_ENTRIES:
+        return
+    prepared = backends.choose(problem, inputs)[0].prepare(problem, inputs)
+    if prepared is None:
+        return
+    if len(_prepared) >= _MOST_PREPARED:
+        _prepared.clear()
+    _prepared[signature] = prepared
 
 
 # ---------------------------------------------------------------------------------------- checks

@@ -7,7 +7,7 @@ lies on one device. A backend does exactly what the problem says, or says why it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -103,6 +103,10 @@ class Gradients:
     sinks: Tensor | None
 
 
+# Computes the output from queries, keys and values like those it was prepared for, or None if it cannot.
+Prepared = Callable[[Tensor, Tensor, Tensor], Tensor | None]
+
+
 class Backend(ABC):
     """One way to compute attention."""
 
@@ -110,6 +114,14 @@ class Backend(ABC):
 
     def refuses(self, problem: Problem, inputs: Inputs) -> str | None:
         """Why this backend cannot serve the problem, or None if it can."""
+        del problem, inputs
+        return None
+
+    def prepare(self, problem: Problem, inputs: Inputs) -> Prepared | None:
+        """A short way through later calls with inputs of these shapes, strides and dtype, if there is one.
+
+        For calls so small that looking at their arguments takes longer than attention itself.
+        """
         del problem, inputs
         return None
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saccade.backends.contract import Backend, Forward, Gradients, Inputs, sink_gradient
-from saccade.backends.native import DTYPES, Fields, Library, NotFiniteError, load, unavailable
+from saccade.backends.contract import Backend, Forward, Gradients, Inputs, Prepared, sink_gradient
+from saccade.backends.native import DTYPES, POINTERS, Fields, Library, NotFiniteError, load, unavailable
 from saccade.backends.tiled import Tiled
 from saccade.masks import Dense, Intervals
 from saccade.scores import ALiBi, DenseBias, Problem, RelativeBias
@@ -49,6 +49,28 @@ class CPU(Backend):
         if inputs.query.dtype == torch.float64:
             return "the kernels do not compute float64"
         return unavailable()
+
+    def prepare(self, problem: Problem, inputs: Inputs) -> Prepared | None:
+        """See `Backend.prepare`. All but four addresses is packed once."""
+        if inputs.pages is not None or _with_unit_stride(inputs) is not inputs:
+            return None
+        library, output = _library(), inputs.empty_output()
+        fields, keep = _problem(problem, inputs)
+        _tensor(fields, "output", output)
+        rest = library.pack(fields)[POINTERS.size :]
+        shape, strides, dtype, device = output.shape, output.stride(), output.dtype, output.device
+
+        def forward(query: Tensor, key: Tensor, value: Tensor, keep: list[Tensor] = keep) -> Tensor | None:
+            del keep
+            output = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+            addresses = POINTERS.pack(query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr())
+            try:
+                library.call_packed("forward", addresses + rest)
+            except NotFiniteError:
+                return None
+            return output
+
+        return forward
 
     def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
         """See `Backend.forward`. Memory: O(N D), and for each thread a panel of at most 8 MiB with statistics."""
@@ -90,7 +112,7 @@ class CPU(Backend):
     ) -> Float[Tensor, "B H Nk Y"]:
         """See `Backend.transposed`. O(Nq Nk (D + Y)) time; for each thread O(Nq D) memory."""
         rows, lse = _unit_stride(rows.to(inputs.query.dtype)), lse.float().contiguous()
-        result = torch.empty(*rows.shape[:2], inputs.lengths.keys, rows.shape[3], dtype=torch.float32)
+        result = rows.new_empty(*rows.shape[:2], inputs.lengths.keys, rows.shape[3], dtype=torch.float32)
         fields, keep = _problem(problem, _with_unit_stride(inputs))
         _tensor(fields, "rows_grad", rows)
         fields |= {"value": 0, "lse": lse.data_ptr(), "value_grad": result.data_ptr(), "value_width": rows.shape[3]}
@@ -107,7 +129,7 @@ class CPU(Backend):
         """See `Backend.window`. The time of the window, and that of its rows where an lse is beyond 64 in magnitude."""
         lse = lse.float().contiguous()
         shape = (queries.stop - queries.start, keys.stop - keys.start)
-        result = torch.zeros(*lse.shape[:2], *shape, dtype=torch.float32)
+        result = lse.new_zeros(*lse.shape[:2], *shape)
         fields, keep = _problem(problem, _with_unit_stride(inputs))
         fields |= {"value": 0, "lse": lse.data_ptr(), "output": result.data_ptr()}
         fields |= {"row_start": queries.start, "row_stop": queries.stop, "key_start": keys.start, "key_stop": keys.stop}
@@ -131,7 +153,7 @@ class CPU(Backend):
         """See `Backend.backward`. Weights are computed again tile by tile; the same bits for the same threads."""
         inputs = _with_unit_stride(inputs)
         rows_grad, lse_grad = _unit_stride(grad_output.to(inputs.query.dtype)), grad_lse.float().contiguous()
-        grads = [torch.empty(x.shape, dtype=x.dtype) for x in (inputs.query, inputs.key, inputs.value)]
+        grads = [x.new_empty(x.shape) for x in (inputs.query, inputs.key, inputs.value)]
         fields, keep = _problem(problem, inputs)
         output = _unit_stride(forward.output)
         _tensor(fields, "output", output)
@@ -140,7 +162,7 @@ class CPU(Backend):
         fields |= dict(zip(("query_grad", "key_grad", "value_grad"), (x.data_ptr() for x in grads), strict=True))
         bias_grad = None
         if problem.bias is not None and want_bias:
-            bias_grad = torch.zeros(problem.bias.values.shape, dtype=torch.float32)
+            bias_grad = lse_grad.new_zeros(problem.bias.values.shape)
             fields |= _bias_gradient(bias_grad)
         try:
             _library().call("backward", fields)

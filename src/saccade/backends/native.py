@@ -26,6 +26,9 @@ _DONE, _OUT_OF_MEMORY, _INTERRUPTED, _NOT_FINITE = range(4)
 
 FUNCTIONS = ("forward", "backward", "observe", "transposed", "window")
 
+# The first fields: addresses of query, key, value and output.
+POINTERS = struct.Struct("=4q")
+
 Fields = dict[str, Any]  # numbers, by the names in native/abi.h
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -106,8 +109,16 @@ class Library:
             records = ctypes.create_string_buffer(packed)  # lives until the call is over
             fields["statistics"] = ctypes.addressof(records)
             fields["statistics_count"] = len(statistics)
+        self.call_packed(name, self.pack(fields))
+
+    def pack(self, fields: Fields) -> bytes:
+        """The fields of a call as `call_packed` takes them. The first ones are the addresses in `POINTERS`."""
         assert len(fields) == len(self._blank), f"no such fields: {fields.keys() - self._blank.keys()}"
-        status = self._functions[name](self._problem.pack(*fields.values()))
+        return self._problem.pack(*fields.values())
+
+    def call_packed(self, name: str, packed: bytes) -> None:
+        """As `call`."""
+        status = self._functions[name](packed)
         if status != _DONE:
             self._raise(status)
 

@@ -225,8 +225,8 @@ torch.library.register_fake("saccade::forward", _forward_fake, lib=_library)
 torch.library.register_fake("saccade::backward", _backward_fake, lib=_library)
 
 
-def _seen(leaves: Sequence[Tensor | None]) -> bool:
-    """Whether somebody has to see the operation: a mode, a transform, a tracer, a subclass, the profiler.
+def watched() -> bool:
+    """Whether somebody has to see every operation: a mode, a transform, a tracer, the profiler.
 
     If nobody has to, the backend is called at once: the way through the dispatcher takes longer than a small call.
     """
@@ -237,13 +237,16 @@ def _seen(leaves: Sequence[Tensor | None]) -> bool:
         or torch._C._get_tracing_state() is not None  # noqa: SLF001
         or forward_ad._current_level >= 0  # noqa: SLF001
         or torch._C._autograd._profiler_enabled()  # noqa: SLF001
-        or any(type(x) not in _PLAIN for x in leaves)
-        or any(x is not None and x.is_meta for x in leaves)
     )
 
 
+def _plain(leaves: Sequence[Tensor | None]) -> bool:
+    """Whether these are no subclass and hold numbers."""
+    return all(x is None or (type(x) in _PLAIN and not x.is_meta) for x in leaves)
+
+
 _NOTHING = nullcontext()
-_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def call(backend: Backend, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic]) -> Forward:
@@ -251,7 +254,7 @@ def call(backend: Backend, problem: Problem, inputs: Inputs, statistics: Sequenc
     bias = None if problem.bias is None else problem.bias.values
     leaves = [inputs.query, inputs.key, inputs.value, bias, problem.sinks]
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
-    if not differentiable and not _seen(leaves):
+    if not differentiable and _plain(leaves) and not watched():
         with torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
             return backend.forward(problem, inputs, statistics, want_lse=bool(statistics))
     call = Call(inputs, problem, statistics, differentiable or bool(statistics), backend.name)
