@@ -295,12 +295,13 @@ class Decoder {
       }
       store(top_ + lane, top);
     }
-    for (int i = 0; i < kDecodeKeys * Rows; i += 4 * W) {
-      vf e[4];
-      for (int j = 0; j < 4; j++) e[j] = exponential.clamp((load(scores_ + i + j * W) - subtract) * splat(to_bits));
+    constexpr int N = smaller(4, kDecodeKeys * Rows / W);
+    for (int i = 0; i < kDecodeKeys * Rows; i += N * W) {
+      vf e[N];
+      for (int j = 0; j < N; j++) e[j] = exponential.clamp((load(scores_ + i + j * W) - subtract) * splat(to_bits));
       exponential.of_clamped(e);
-      total += (e[0] + e[1]) + (e[2] + e[3]);
-      for (int j = 0; j < 4; j++) store(scores_ + i + j * W, e[j]);
+      for (int j = 0; j < N; j++) total += e[j];
+      for (int j = 0; j < N; j++) store(scores_ + i + j * W, e[j]);
     }
     store(total_ + lane, total);
   }

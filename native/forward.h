@@ -1,9 +1,9 @@
 // The forward pass: one block of queries after another, an online softmax over tiles of keys (Milakov and Gimelshein,
 // arXiv 1805.02867; Dao et al., arXiv 2205.14135), and what is asked of the weights read off in the same pass.
 //
-// Weights are exact only when a row's last key has been seen. So a block's exponentials are kept, [keys][L] for each strip:
-// the panel. At the end each tile is scaled by exp(its maximum - the final one) / sum. A panel is bounded; tiles beyond it
-// are computed again.
+// What a row gathers follows its maximum as the output does. What a key receives cannot: it is a sum over rows, each to be
+// divided by a sum that is known only when the row's last key has been seen. So there a block's exponentials are kept,
+// [keys][L] for each strip: the panel. A panel is bounded; tiles beyond it are computed again.
 #pragma once
 
 #include "statistics.h"
@@ -52,7 +52,8 @@ class Attention {
   const Problem &p_;
 
  public:
-  Attention(Task &task, Arena &arena, bool keep_panel)
+  // `answering`: `finish` or `observe` will be asked for the task's statistics.
+  Attention(Task &task, Arena &arena, bool answering)
       : task_(task), p_(task.problem), block(task.problem, arena), answers(task, block, arena) {
     const int rows = Block::rows_of(p_);
     sums.output = arena.take<float>(rows * p_.value_width);
@@ -63,8 +64,10 @@ class Attention {
     pairs_ = arena.take<int32_t>(block.pairs ? (kTileKeys / 2 + 1) * L : 0);
     held_ = arena.take<float>(kMaxRows);  // what the keys add to a row's total, a sink left out
     entropy_ = arena.take<float>(kMaxRows);
-    largest_ = arena.take<float>(kMaxRows);
-    panel_keys_ = keep_panel ? smaller(kPanelKeys, round_up(p_.keys, kTileKeys)) : 0;
+    scales_ = arena.take<float>(kMaxRows);
+    rows_wanted_ = answering && Answers::by_row(task);
+    received_wanted_ = answering && Answers::received(task);
+    panel_keys_ = received_wanted_ ? smaller(kPanelKeys, round_up(p_.keys, kTileKeys)) : 0;
     panel_ = arena.take<float>(panel_keys_ * rows);
     tiles_ = arena.take<Tile>(panel_keys_ ? panel_keys_ + 1 : 0);
     entropy_wanted_ = false;
@@ -78,8 +81,10 @@ class Attention {
   // All keys from `first` to `last` for the block's rows. Without values only the denominators are summed.
   void attend(int64_t first, int64_t last, bool with_sinks, bool with_values = true) {
     clear(with_sinks);
+    const bool answering = rows_wanted_ && with_values;
+    if (with_values && p_.statistics_count) answers.start();
     int64_t position = 0;
-    bool keeping = true;
+    bool keeping = with_values;
     tile_count_ = 0;
     for (int64_t start = block.next(first); start < last;) {
       const int64_t stop = smaller(last, block.tile_stop(start));
@@ -101,8 +106,11 @@ class Attention {
         ranges[strip] = block.range(strip, start, stop);
         if (!empty(ranges[strip])) block.score(strip, keys, start, ranges[strip], e + strip * (stop - start) * L);
       }
-      for (int strip = 0; strip < block.strips; strip++)
-        if (!empty(ranges[strip])) softmax(strip, e + strip * (stop - start) * L, ranges[strip].stop - ranges[strip].start);
+      for (int strip = 0; strip < block.strips; strip++) {
+        if (empty(ranges[strip])) continue;
+        softmax(strip, e + strip * (stop - start) * L, ranges[strip].stop - ranges[strip].start, answering);
+        if (answering) answers.add(strip, ranges[strip], e + strip * (stop - start) * L);
+      }
       for (int strip = 0; strip < block.strips && with_values; strip++)
         if (!empty(ranges[strip])) add_values(strip, e + strip * (stop - start) * L, values, start, ranges[strip]);
       if (tile) {
@@ -152,9 +160,11 @@ class Attention {
 
   // Statistics of rows whose sums are known, from their scores alone.
   void observe(int64_t split) {
-    for (int r = 0; r < kMaxRows; r++) entropy_[r] = 0.0f;
-    from_scores_ = true;
-    answer(split);
+    answers.start();
+    for (int r = 0; r < kMaxRows; r++) sums.bits[r] = 0.0f;
+    take_scales();
+    again(0, true, split);
+    answers.finish(take_entropy(), scales_, split);
   }
 
   // Write the block's output and lse; hand its weights to the statistics.
@@ -183,12 +193,12 @@ class Attention {
     float tops[kMaxRows];
   };
 
-  float *row_, *held_, *entropy_, *largest_, *panel_;
+  float *row_, *held_, *entropy_, *panel_;
+  float *scales_;  // what turns a row's exponentials, relative to its last maximum, into weights; 0 in unused lanes
   int32_t *pairs_;
   Tile *tiles_;
   int64_t panel_keys_, tile_count_, beyond_panel_;
-  bool entropy_wanted_;
-  bool from_scores_ = false;  // the entropy, too, is to be read off the scores
+  bool entropy_wanted_, rows_wanted_, received_wanted_;
 
   void clear(bool with_sinks) {
     __builtin_memset(sums.output, 0, (size_t)(block.strips * L * p_.value_width) * 4);
@@ -200,7 +210,7 @@ class Attention {
   }
 
   // Scores to exponentials, in place; sums so far are scaled down where a larger score came.
-  void softmax(int strip, float *s, int64_t rows) {
+  void softmax(int strip, float *s, int64_t rows, bool answering) {
     for (int v = 0; v < V; v++) {
       const int lane = strip * L + v * W;
       const vf before = load(sums.top + lane);
@@ -209,16 +219,13 @@ class Attention {
       // A little above what is subtracted does no harm, and most tiles need no scaling then.
       top = top > before + splat(kAbove / block.unit) ? top : before;
       const vf subtract = top == splat(-kInfinity) ? splat(0.0f) : top;
-      if (any(before != top)) scale_down(strip, v, before, subtract);
+      if (any(before != top)) scale_down(strip, v, before, subtract, answering);
       store(sums.top + lane, top);
-      if (entropy_wanted_) block.natural ? exponentials<true, true>(s + v * W, rows, subtract, lane)
-                                         : exponentials<false, true>(s + v * W, rows, subtract, lane);
-      else block.natural ? exponentials<true, false>(s + v * W, rows, subtract, lane)
-                         : exponentials<false, false>(s + v * W, rows, subtract, lane);
+      exponentials(s + v * W, rows, subtract, lane);
     }
   }
 
-  void scale_down(int strip, int v, vf before, vf top) {
+  void scale_down(int strip, int v, vf before, vf top, bool answering) {
     const int lane = strip * L + v * W;
     const vf step = before == splat(-kInfinity) ? splat(0.0f) : (before - top) * splat(block.unit);
     const vf factor = before == splat(-kInfinity) ? splat(0.0f) : exp2(step);
@@ -227,10 +234,18 @@ class Attention {
     store(sums.total + lane, total * factor);
     float *out = sums.output + strip * p_.value_width * L + v * W;
     for (int64_t d = 0; d < p_.value_width; d++) store(out + d * L, load(out + d * L) * factor);
+    if (answering) answers.scale(lane, factor);
+  }
+
+  void exponentials(float *s, int64_t rows, vf top, int lane) {
+    if (entropy_wanted_) block.natural ? exponentials_of<true, true>(s, rows, top, lane)
+                                       : exponentials_of<false, true>(s, rows, top, lane);
+    else block.natural ? exponentials_of<true, false>(s, rows, top, lane)
+                       : exponentials_of<false, false>(s, rows, top, lane);
   }
 
   template <bool Natural, bool Bits>
-  void exponentials(float *s, int64_t rows, vf top, int lane) {
+  void exponentials_of(float *s, int64_t rows, vf top, int lane) {
     const Exponential exponential;
     vf total = splat(0.0f), bits = splat(0.0f);
     int64_t r = 0;
@@ -340,97 +355,78 @@ class Attention {
   }
 
   void answer(int64_t split) {
-    for (int r = 0; r < block.count && !from_scores_; r++) {
+    take_scales();
+    const float *entropy = take_entropy();
+    for (int64_t t = 0; t < tile_count_ && !__atomic_load_n(&task_.interrupted, __ATOMIC_RELAXED); t++) kept(tiles_[t], split);
+    if (received_wanted_) again(beyond_panel_, false, split);
+    answers.finish(entropy, scales_, split);
+  }
+
+  void take_scales() {
+    for (int lane = 0; lane < block.strips * L; lane += W)
+      store(scales_ + lane, iota() + lane < splat(block.count) ? inverse(lane) : splat(0.0f));
+  }
+
+  // -sum p ln p with p = e / total: ln total times the weight that keys hold, less the exponents.
+  const float *take_entropy() {
+    for (int r = 0; r < block.count; r++) {
       const float total = sums.total[r];
-      // -sum p ln p with p = e / total: ln total times the weight that keys hold, less the exponents.
       entropy_[r] = total == 0.0f ? 0.0f : (held_[r] * __builtin_logf(total) - kLn2 * sums.bits[r]) / total;
     }
-    if (!from_scores_ && !needs_weights(task_)) return answers.finish(entropy_, largest_, split);
-    answers.start();
-    for (int r = 0; r < block.strips * L; r++) largest_[r] = 0.0f;
-    for (int64_t t = 0; t < tile_count_ && !__atomic_load_n(&task_.interrupted, __ATOMIC_RELAXED); t++) kept(tiles_[t], split);
-    for (int64_t start = block.next(beyond_panel_); start < p_.keys && !task_.stopped(task_);) {
-      const int64_t stop = block.tile_stop(start);
-      again(start, stop, split);
-      start = stop < p_.keys ? block.next(stop) : stop;
-    }
-    answers.finish(entropy_, largest_, split);
+    return entropy_;
   }
 
  public:
   static bool empty(Range range) { return range.start >= range.stop; }
 
-  static bool needs_weights(const Task &task) {
-    for (int64_t i = 0; i < task.problem.statistics_count; i++)
-      if (task.statistics[i].kind != kEntropy) return true;
-    return false;
-  }
-
  private:
   // What was subtracted from a row's scores: its maximum, or 0 where nothing is visible, as -inf - -inf would be NaN.
   float subtracted(int r) const { return sums.top[r] == -kInfinity ? 0.0f : sums.top[r]; }
 
-  // A lane's factor for exponentials relative to `top`; 0 beyond the block's rows.
-  vf factor(int lane, vf top) const {
-    const vf final_top = load(sums.top + lane);
-    const vf step = top == splat(-kInfinity) ? splat(kLowestExponent) : (top - final_top) * splat(block.unit);
-    const vi used = iota() + lane < splat(block.count);
-    return used ? exp2(step) * inverse(lane) : splat(0.0f);
-  }
-
   void kept(const Tile &tile, int64_t split) {
     answers.start_tile();
     for (int strip = 0; strip < block.strips; strip++) {
-      const Range range = tile.ranges[strip];
-      if (range.start >= range.stop) continue;
-      const float *e = tile.panel + strip * (tile.stop - tile.start) * L;
-      float *w = answers.weights();
+      if (empty(tile.ranges[strip])) continue;
+      vf scales[V];
       for (int v = 0; v < V; v++) {
         const int lane = strip * L + v * W;
-        const vf scale = factor(lane, load(tile.tops + lane));
-        vf top = load(largest_ + lane);
-        for (int64_t i = 0; i < (range.stop - range.start) * L; i += L) {
-          const vf weight = load(e + i + v * W) * scale;
-          top = max(top, weight);
-          store(w + i + v * W, weight);
-        }
-        store(largest_ + lane, top);
+        const vf top = load(tile.tops + lane), step = (top - load(sums.top + lane)) * splat(block.unit);
+        scales[v] = exp2(top == splat(-kInfinity) ? splat(kLowestExponent) : step) * load(scales_ + lane);
       }
-      answers.add(strip, tile.start, range, w);
+      answers.receive(strip, tile.start, tile.ranges[strip], tile.panel + strip * (tile.stop - tile.start) * L, scales);
     }
     answers.finish_tile(tile.start, tile.stop, split);
   }
 
-  // A tile that was not kept: its scores once more, with the sums known.
-  void again(int64_t start, int64_t stop, int64_t split) {
-    const Exponential exponential;
-    const Operand keys = block.keys(start, stop);
-    answers.start_tile();
-    for (int strip = 0; strip < block.strips; strip++) {
-      const Range range = block.range(strip, start, stop);
-      if (range.start >= range.stop) continue;
-      float *w = answers.weights();
-      block.score(strip, keys, start, range, w);
-      for (int v = 0; v < V; v++) {
-        const int lane = strip * L + v * W;
-        const vf top = load(sums.top + lane), subtract = top == splat(-kInfinity) ? splat(0.0f) : top;
-        const vi used = iota() + lane < splat(block.count);
-        const vf scale = used ? inverse(lane) : splat(0.0f);
-        vf most = load(largest_ + lane), bits = splat(0.0f), log_scale;
-        for (int i = 0; i < W; i++) log_scale[i] = scale[i] > 0 ? __builtin_log2f(scale[i]) : 0.0f;
-        for (int64_t i = 0; i < (range.stop - range.start) * L; i += L) {
-          const vf x = exponential.clamp((load(w + i + v * W) - subtract) * splat(block.unit));
-          const vf weight = exponential.of_clamped(x) * scale;
-          most = max(most, weight);
-          bits += weight * (x + log_scale);
-          store(w + i + v * W, weight);
+  // Keys from `first` on once more, with all maxima and sums known: what they receive and, if wanted, what rows gather.
+  void again(int64_t first, bool rows, int64_t split) {
+    float totals[kMaxRows];
+    __builtin_memcpy(totals, sums.total, sizeof totals);
+    if (rows) __builtin_memset(sums.total, 0, sizeof totals);
+    for (int64_t start = block.next(first); start < p_.keys && !task_.stopped(task_);) {
+      const int64_t stop = block.tile_stop(start);
+      const Operand keys = block.keys(start, stop);
+      answers.start_tile();
+      for (int strip = 0; strip < block.strips; strip++) {
+        const Range range = block.range(strip, start, stop);
+        if (empty(range)) continue;
+        float *e = block.scores;
+        vf scales[V];
+        block.score(strip, keys, start, range, e);
+        for (int v = 0; v < V; v++) {
+          const int lane = strip * L + v * W;
+          const vf top = load(sums.top + lane);
+          exponentials(e + v * W, range.stop - range.start, top == splat(-kInfinity) ? splat(0.0f) : top, lane);
+          scales[v] = load(scales_ + lane);
         }
-        store(largest_ + lane, most);
-        if (from_scores_) store(entropy_ + lane, load(entropy_ + lane) - bits * splat(kLn2));
+        if (rows) answers.add(strip, range, e);
+        answers.receive(strip, start, range, e, scales);
       }
-      answers.add(strip, start, range, w);
+      answers.finish_tile(start, stop, split);
+      start = stop < p_.keys ? block.next(stop) : stop;
     }
-    answers.finish_tile(start, stop, split);
+    if (rows) __builtin_memcpy(held_, sums.total, sizeof totals);
+    __builtin_memcpy(sums.total, totals, sizeof totals);
   }
 };
 

@@ -382,9 +382,9 @@ inline bool finite_rows(const char *from, int64_t dtype, int64_t rows, int64_t s
 
 constexpr int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 template <class T>
-INLINE T smaller(T a, T b) { return a < b ? a : b; }
+constexpr INLINE T smaller(T a, T b) { return a < b ? a : b; }
 template <class T>
-INLINE T larger(T a, T b) { return a > b ? a : b; }
+constexpr INLINE T larger(T a, T b) { return a > b ? a : b; }
 
 // Memory for one thread's work, handed out piece by piece. With a null base it only counts.
 struct Arena {

@@ -1,8 +1,9 @@
 // What is read off the weights of a block while they are at hand.
 //
-// Weights arrive a strip and a tile at a time, exact, 0 where hidden. What a row answers stays in the lanes until the block
-// is done; what a key or a cell receives is summed over the block's queries and added to the result, or to a partial result
-// that `Task::splits` blocks share out among themselves and a last phase adds up in order: the same bits however many
+// Exponentials arrive a strip and a tile at a time, relative to a maximum that may still rise: then what a row has gathered is
+// scaled down, as its output is, and only at the end divided by the row's sum. What a key or a cell receives is summed over
+// the block's queries and added to the result. `Task::splits` items share the queries of a head, each a stretch of blocks;
+// what two of them would write goes to partial results that a last phase adds up in order: the same bits however many
 // threads there are.
 #pragma once
 
@@ -28,18 +29,33 @@ inline int64_t size_of(const Statistic &s, const Problem &p) {
   return s.kind == kMap ? s.first * s.second : larger<int64_t>(s.first, 1) * p.keys;
 }
 
+// Numbers that a split keeps for itself of one by-key result: of a map, the one row of cells that it may share with the
+// split before it.
+inline int64_t partial_size(const Statistic &s, const Problem &p) { return s.kind == kMap ? s.second : size_of(s, p); }
+
+// Blocks of one head, and the first one of a split.
+inline int64_t blocks_of(const Problem &p) { return (p.queries + Block::rows_of(p) - 1) / Block::rows_of(p); }
+inline int64_t first_block(const Task &task, int64_t split) { return split * blocks_of(task.problem) / task.splits; }
+
+// The cell that holds an index of `count`, of `cells`.
+inline int64_t cell_of(int64_t index, int64_t cells, int64_t count) { return ((index + 1) * cells - 1) / count; }
+
+// The first row of a map's cells that a split adds to.
+inline int64_t first_row(const Statistic &s, const Task &task, int64_t split) {
+  return cell_of(first_block(task, split) * Block::rows_of(task.problem), s.first, task.problem.queries);
+}
+
 // The number of results a by-key statistic has: one for each head, or for each batch element.
 inline int64_t results_of(const Statistic &s, const Problem &p) { return p.batch * (s.over_heads ? 1 : p.heads); }
 
 class Answers {
  public:
   Answers(const Task &task, const Block &block, Arena &arena) : task_(task), p_(task.problem), block_(block) {
-    weights_ = arena.take<float>(kTileKeys * L);
     states_ = arena.take<State>(p_.statistics_count);
     for (int64_t i = 0; i < p_.statistics_count; i++) {
       const Statistic &s = task.statistics[i];
       State state = {};
-      if (s.kind == kDistance) state.rows = arena.take<float>(kMaxRows);
+      if (s.kind == kMaxWeight || s.kind == kDistance) state.rows = arena.take<float>(kMaxRows);
       if (s.kind == kMass) state.rows = arena.take<float>(s.first * kMaxRows);
       if (s.kind == kTopKeys) {
         state.rows = arena.take<float>(s.first * kMaxRows);
@@ -58,13 +74,23 @@ class Answers {
     }
   }
 
-  float *weights() { return weights_; }
+  // Whether something but the entropy is gathered row by row, or is received by keys.
+  static bool by_row(const Task &task) {
+    for (int64_t i = 0; i < task.problem.statistics_count; i++)
+      if (task.statistics[i].kind != kEntropy && task.statistics[i].kind != kReceived) return true;
+    return false;
+  }
+  static bool received(const Task &task) {
+    for (int64_t i = 0; i < task.problem.statistics_count; i++)
+      if (task.statistics[i].kind == kReceived) return true;
+    return false;
+  }
 
   void start() {
     for (int64_t i = 0; i < p_.statistics_count; i++) {
       const Statistic &s = task_.statistics[i];
       State &state = states_[i];
-      if (s.kind == kDistance) clear(state.rows, kMaxRows);
+      if (s.kind == kMaxWeight || s.kind == kDistance) clear(state.rows, kMaxRows);
       if (s.kind == kMass) clear(state.rows, s.first * kMaxRows);
       if (s.kind == kTopKeys) {
         clear(state.rows, s.first * kMaxRows);
@@ -76,24 +102,43 @@ class Answers {
     }
   }
 
-  // A new tile of keys begins at `key`.
+  // Exponentials [keys of range][L] of a strip, to be gathered row by row.
+  void add(int strip, Range range, const float *e) {
+    for (int64_t i = 0; i < p_.statistics_count; i++) {
+      const Statistic &s = task_.statistics[i];
+      State &state = states_[i];
+      if (s.kind == kMaxWeight) add_max(state, strip, range, e);
+      if (s.kind == kDistance) add_distance(s, state, strip, range, e);
+      if (s.kind == kMass) add_mass(s, state, strip, range, e);
+      if (s.kind == kTopKeys) add_top_keys(s, state, strip, range, e);
+      if (s.kind == kMap) add_map(s, state, strip, range, e);
+    }
+  }
+
+  // What the W rows from `lane` on have gathered is to be multiplied by `factor`.
+  void scale(int lane, vf factor) {
+    for (int64_t i = 0; i < p_.statistics_count; i++) {
+      const Statistic &s = task_.statistics[i];
+      State &state = states_[i];
+      if (s.kind == kMaxWeight || s.kind == kDistance) scale(state.rows + lane, 1, factor);
+      if (s.kind == kMass || s.kind == kTopKeys) scale(state.rows + lane, s.first, factor);
+      if (s.kind == kMap && state.last_cell >= 0)
+        scale(state.cells + state.first_cell * kMaxRows + lane, state.last_cell - state.first_cell + 1, factor);
+    }
+  }
+
+  // A new tile of keys is received.
   void start_tile() {
     for (int64_t i = 0; i < p_.statistics_count; i++)
       if (task_.statistics[i].kind == kReceived)
         clear(states_[i].columns, larger<int64_t>(task_.statistics[i].first, 1) * kTileKeys * W);
   }
 
-  // Weights [keys of range][L] of a strip; `start` is where the tile begins.
-  void add(int strip, int64_t start, Range range, const float *weights) {
-    for (int64_t i = 0; i < p_.statistics_count; i++) {
-      const Statistic &s = task_.statistics[i];
-      State &state = states_[i];
-      if (s.kind == kDistance) add_distance(s, state, strip, range, weights);
-      if (s.kind == kMass) add_mass(s, state, strip, range, weights);
-      if (s.kind == kTopKeys) add_top_keys(s, state, strip, range, weights);
-      if (s.kind == kReceived) add_received(s, state, strip, start, range, weights);
-      if (s.kind == kMap) add_map(s, state, strip, range, weights);
-    }
+  // Exponentials of a strip that give weights if multiplied by `scales`, for each of L lanes, 0 in unused ones. `start` is
+  // where the tile begins.
+  void receive(int strip, int64_t start, Range range, const float *e, const vf (&scales)[V]) {
+    for (int64_t i = 0; i < p_.statistics_count; i++)
+      if (task_.statistics[i].kind == kReceived) add_received(task_.statistics[i], states_[i], strip, start, range, e, scales);
   }
 
   void finish_tile(int64_t start, int64_t stop, int64_t split) {
@@ -101,7 +146,7 @@ class Answers {
       const Statistic &s = task_.statistics[i];
       if (s.kind != kReceived) continue;
       for (int64_t g = 0; g < larger<int64_t>(s.first, 1); g++) {
-        float *to = target(i, split) + g * p_.keys + start;
+        float *to = (task_.splits > 1 ? partial(i, split) : result(s)) + g * p_.keys + start;
         const float *columns = states_[i].columns + g * kTileKeys * W;
         int64_t key = 0;
         for (; key + W <= stop - start; key += W) {  // W sums over lanes at once
@@ -116,26 +161,25 @@ class Answers {
     }
   }
 
-  // The block is done: `entropy` and `largest` are its rows'.
-  void finish(const float *entropy, const float *largest, int64_t split) {
+  // The block is done: `entropy` is its rows', and what they have gathered is to be multiplied by `scales`.
+  void finish(const float *entropy, const float *scales, int64_t split) {
     for (int64_t i = 0; i < p_.statistics_count; i++) {
       const Statistic &s = task_.statistics[i];
       State &state = states_[i];
       if (s.kind == kMap) {
-        finish_map(s, state, target(i, split));
+        finish_map(i, scales, split);
         continue;
       }
       for (int r = 0; r < block_.count; r++) {
         const int64_t row = (block_.batch * p_.heads + block_.head[r]) * p_.queries + block_.query[r];
         float *result = (float *)s.result;
         if (s.kind == kEntropy) result[row] = entropy[r];
-        if (s.kind == kMaxWeight) result[row] = largest[r];
-        if (s.kind == kDistance) result[row] = state.rows[r];
+        if (s.kind == kMaxWeight || s.kind == kDistance) result[row] = state.rows[r] * scales[r];
         if (s.kind == kMass)
-          for (int64_t g = 0; g < s.first; g++) result[row * s.first + g] = state.rows[g * kMaxRows + r];
+          for (int64_t g = 0; g < s.first; g++) result[row * s.first + g] = state.rows[g * kMaxRows + r] * scales[r];
         if (s.kind == kTopKeys)
           for (int64_t j = 0; j < s.first; j++) {
-            result[row * s.first + j] = state.rows[j * kMaxRows + r];
+            result[row * s.first + j] = state.rows[j * kMaxRows + r] * scales[r];
             ((int64_t *)s.indices)[row * s.first + j] = state.keys[j * kMaxRows + r];
           }
       }
@@ -147,7 +191,7 @@ class Answers {
     int64_t count = 0;
     for (int64_t i = 0; splits > 1 && i < task.problem.statistics_count; i++)
       if (by_key(task.statistics[i]))
-        count += splits * results_of(task.statistics[i], task.problem) * size_of(task.statistics[i], task.problem);
+        count += splits * results_of(task.statistics[i], task.problem) * partial_size(task.statistics[i], task.problem);
     return count * 4;
   }
 
@@ -158,13 +202,12 @@ class Answers {
     for (int64_t i = 0; i < p.statistics_count; i++) {
       const Statistic &s = task.statistics[i];
       if (!by_key(s)) continue;
-      const int64_t results = results_of(s, p), size = size_of(s, p);
+      const int64_t results = results_of(s, p), size = partial_size(s, p);
       if (item < results) {
-        float *to = (float *)s.result + item * size;
         for (int64_t split = 0; split < task.splits; split++) {
           const float *from = partial + (split * results + item) * size;
-          for (int64_t j = 0; j < size; j++)
-            to[j] = s.kind == kMap && s.third == 1 ? larger(to[j], from[j]) : to[j] + from[j];
+          float *to = (float *)s.result + item * size_of(s, p) + (s.kind == kMap ? first_row(s, task, split) * size : 0);
+          for (int64_t j = 0; j < size; j++) to[j] = s.kind == kMap ? join(s, to[j], from[j]) : to[j] + from[j];
         }
         return;
       }
@@ -194,21 +237,28 @@ class Answers {
   const Task &task_;
   const Problem &p_;
   const Block &block_;
-  float *weights_;
   State *states_;
+
+  static void scale(float *rows, int64_t count, vf factor) {
+    for (int64_t i = 0; i < count; i++) store(rows + i * kMaxRows, load(rows + i * kMaxRows) * factor);
+  }
 
   static void clear(float *x, int64_t count) { __builtin_memset(x, 0, (size_t)count * 4); }
 
-  float *target(int64_t index, int64_t split) const {
-    const Statistic &s = task_.statistics[index];
-    const int64_t result = s.over_heads ? block_.batch : block_.batch * p_.heads + block_.head[0];
-    const int64_t size = size_of(s, p_);
-    if (task_.splits <= 1) return (float *)s.result + result * size;
+  // Where the block's share of a by-key result is added to.
+  float *result(const Statistic &s) const { return (float *)s.result + result_index(s) * size_of(s, p_); }
+  int64_t result_index(const Statistic &s) const {
+    return s.over_heads ? block_.batch : block_.batch * p_.heads + block_.head[0];
+  }
+
+  // The same of what a split keeps for itself.
+  float *partial(int64_t index, int64_t split) const {
     float *partial = (float *)task_.shared;
     for (int64_t i = 0; i < index; i++)
       if (by_key(task_.statistics[i]))
-        partial += task_.splits * results_of(task_.statistics[i], p_) * size_of(task_.statistics[i], p_);
-    return partial + (split * results_of(s, p_) + result) * size;
+        partial += task_.splits * results_of(task_.statistics[i], p_) * partial_size(task_.statistics[i], p_);
+    const Statistic &s = task_.statistics[index];
+    return partial + (split * results_of(s, p_) + result_index(s)) * partial_size(s, p_);
   }
 
   static int64_t group_of(const Statistic &s, int64_t batch, int64_t index) {
@@ -223,35 +273,52 @@ class Answers {
       }
   }
 
-  void add_distance(const Statistic &s, State &state, int strip, Range range, const float *w) const {
+  void add_max(State &state, int strip, Range range, const float *e) const {
     for (int v = 0; v < V; v++) {
       const int lane = strip * L + v * W;
-      vf position, total = splat(0.0f);
-      for (int i = 0; i < W; i++) position[i] = (float)(block_.query[lane + i] + s.first);
-      for (int64_t key = range.start; key < range.stop; key++)
-        total += load(w + (key - range.start) * L + v * W) * abs(position - splat((float)key));
-      store(state.rows + lane, load(state.rows + lane) + total);
+      vf top = load(state.rows + lane);
+      for (int64_t i = 0; i < (range.stop - range.start) * L; i += L) top = max(top, load(e + i + v * W));
+      store(state.rows + lane, top);
     }
   }
 
-  void add_mass(const Statistic &s, State &state, int strip, Range range, const float *w) const {
-    for (int64_t key = range.start; key < range.stop; key++, w += L) {
-      const int64_t g = group_of(s, block_.batch, key);
+  void add_distance(const Statistic &s, State &state, int strip, Range range, const float *e) const {
+    vf position[V], total[V], here = splat((float)range.start);
+    for (int v = 0; v < V; v++) {
+      for (int i = 0; i < W; i++) position[v][i] = (float)(block_.query[strip * L + v * W + i] + s.first);
+      total[v] = splat(0.0f);
+    }
+    for (int64_t key = range.start; key < range.stop; key++, e += L, here += splat(1.0f))
+      for (int v = 0; v < V; v++) total[v] += load(e + v * W) * abs(position[v] - here);
+    for (int v = 0; v < V; v++) {
+      float *to = state.rows + strip * L + v * W;
+      store(to, load(to) + total[v]);
+    }
+  }
+
+  // Neighbouring keys are often of one group: they are summed in registers.
+  void add_mass(const Statistic &s, State &state, int strip, Range range, const float *e) const {
+    const int64_t *groups = (const int64_t *)s.groups + block_.batch * s.groups_batch;
+    for (int64_t key = range.start; key < range.stop;) {
+      const int64_t g = groups[key];
+      vf total[V] = {};
+      for (; key < range.stop && groups[key] == g; key++, e += L)
+        for (int v = 0; v < V; v++) total[v] += load(e + v * W);
       if (g < 0 || g >= s.first) continue;
       float *to = state.rows + g * kMaxRows + strip * L;
-      for (int v = 0; v < V; v++) store(to + v * W, load(to + v * W) + load(w + v * W));
+      for (int v = 0; v < V; v++) store(to + v * W, load(to + v * W) + total[v]);
     }
   }
 
   // The k best so far are sorted in each lane; a better one sinks to its place, in all lanes at once.
-  void add_top_keys(const Statistic &s, State &state, int strip, Range range, const float *w) const {
+  void add_top_keys(const Statistic &s, State &state, int strip, Range range, const float *e) const {
     for (int v = 0; v < V; v++) {
       const int lane = strip * L + v * W;
       float *best = state.rows + lane;
       int32_t *keys = state.keys + lane;
       vf least = load(best + (s.first - 1) * kMaxRows);
       for (int64_t key = range.start; key < range.stop; key++) {
-        vf weight = load(w + (key - range.start) * L + v * W);
+        vf weight = load(e + (key - range.start) * L + v * W);
         if (!any(weight > least)) continue;
         vi index = splat((int32_t)key);
         for (int64_t j = 0; j < s.first; j++) {
@@ -267,61 +334,74 @@ class Answers {
     }
   }
 
-  void add_received(const Statistic &s, State &state, int strip, int64_t start, Range range, const float *w) const {
+  void add_received(const Statistic &s, State &state, int strip, int64_t start, Range range, const float *e,
+                    const vf (&scales)[V]) const {
     for (int64_t g = 0; g < larger<int64_t>(s.first, 1); g++) {
-      const float *members = state.members + g * kMaxRows + strip * L;
       float *columns = state.columns + (g * kTileKeys + range.start - start) * W;
-      const float *from = w;
+      const float *from = e;
+      vf factors[V];
+      for (int v = 0; v < V; v++) factors[v] = scales[v] * load(state.members + g * kMaxRows + strip * L + v * W);
       for (int64_t key = range.start; key < range.stop; key++, from += L, columns += W) {
         vf total = load(columns);
-        for (int v = 0; v < V; v++) total += load(from + v * W) * load(members + v * W);
+        for (int v = 0; v < V; v++) total += load(from + v * W) * factors[v];
         store(columns, total);
       }
     }
   }
 
   static INLINE vf join(const Statistic &s, vf a, vf b) { return s.third == 1 ? max(a, b) : a + b; }
+  static INLINE float join(const Statistic &s, float a, float b) { return s.third == 1 ? larger(a, b) : a + b; }
 
-  void add_map(const Statistic &s, State &state, int strip, Range range, const float *w) const {
-    int64_t cell = ((range.start + 1) * s.second - 1) / p_.keys;
+  void add_map(const Statistic &s, State &state, int strip, Range range, const float *e) const {
+    int64_t cell = cell_of(range.start, s.second, p_.keys);
     for (int64_t key = range.start; key < range.stop; cell++) {
       const int64_t stop = smaller(range.stop, state.bounds[cell + 1]);
       touch(state, cell);
       float *to = state.cells + cell * kMaxRows + strip * L;
       vf joined[V];
       for (int v = 0; v < V; v++) joined[v] = load(to + v * W);
-      for (; key < stop; key++, w += L)
-        for (int v = 0; v < V; v++) joined[v] = join(s, joined[v], load(w + v * W));
+      for (; key < stop; key++, e += L)
+        for (int v = 0; v < V; v++) joined[v] = join(s, joined[v], load(e + v * W));
       for (int v = 0; v < V; v++) store(to + v * W, joined[v]);
     }
   }
 
   // Cells are cleared when first reached. Keys come in ascending order, so those between are cleared as well.
   void touch(State &state, int64_t cell) const {
-    if (state.last_cell < 0) state.first_cell = state.last_cell = cell, clear(state.cells + cell * kMaxRows, kMaxRows);
-    for (; state.last_cell < cell; state.last_cell++) clear(state.cells + (state.last_cell + 1) * kMaxRows, kMaxRows);
-    for (; state.first_cell > cell; state.first_cell--) clear(state.cells + (state.first_cell - 1) * kMaxRows, kMaxRows);
+    if (state.last_cell < 0) state.first_cell = state.last_cell = cell, clear_cell(state, cell);
+    while (state.last_cell < cell) clear_cell(state, ++state.last_cell);
+    while (state.first_cell > cell) clear_cell(state, --state.first_cell);
+  }
+
+  void clear_cell(const State &state, int64_t cell) const {
+    for (int lane = 0; lane < block_.strips * L; lane += W) store(state.cells + cell * kMaxRows + lane, splat(0.0f));
   }
 
   // Lanes are queries: each is joined to its row of cells, W cells at once where there are as many.
-  void finish_map(const Statistic &s, const State &state, float *map) const {
-    int64_t cell = state.first_cell, rows[kMaxRows];
-    for (int r = 0; r < block_.count; r++) rows[r] = ((block_.query[r] + 1) * s.first - 1) / p_.queries;
+  void finish_map(int64_t index, const float *scales, int64_t split) {
+    const Statistic &s = task_.statistics[index];
+    const State &state = states_[index];
+    const int64_t shared = task_.splits > 1 ? first_row(s, task_, split) : -1;
+    float *rows[kMaxRows];
+    for (int r = 0; r < block_.count; r++) {
+      const int64_t row = cell_of(block_.query[r], s.first, p_.queries);
+      rows[r] = row == shared ? partial(index, split) : result(s) + row * s.second;
+    }
+    int64_t cell = state.first_cell;
     for (; cell + W - 1 <= state.last_cell; cell += W)
       for (int first = 0; first < block_.count; first += W) {
         vf square[W];
-        for (int i = 0; i < W; i++) square[i] = load(state.cells + (cell + i) * kMaxRows + first);
+        for (int i = 0; i < W; i++) square[i] = load(state.cells + (cell + i) * kMaxRows + first) * load(scales + first);
         transpose(square);
         for (int i = 0; i < W && first + i < block_.count; i++) {
-          float *to = map + rows[first + i] * s.second + cell;
+          float *to = rows[first + i] + cell;
           store(to, join(s, load(to), square[i]));
         }
       }
     for (; cell <= state.last_cell; cell++)
       for (int r = 0; r < block_.count; r++) {
-        float &to = map[rows[r] * s.second + cell];
-        const float from = state.cells[cell * kMaxRows + r];
-        to = s.third == 1 ? larger(to, from) : to + from;
+        float &to = rows[r][cell];
+        to = join(s, to, state.cells[cell * kMaxRows + r] * scales[r]);
       }
   }
 };

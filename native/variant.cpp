@@ -72,24 +72,25 @@ static void attend_block(Task &task, int64_t item, char *workspace) {
   // The last blocks first: under a causal mask they are the longest.
   const int64_t index = blocks.per_key_head - 1 - item % blocks.per_key_head, head = item / blocks.per_key_head;
   Arena arena = {workspace};
-  Attention attention(task, arena, Attention::needs_weights(task));
+  Attention attention(task, arena, true);
   if (!start(task, attention, blocks.at(p, head / p.key_heads, head % p.key_heads, index))) return;
   attention.attend(0, p.keys, true);
   attention.finish(0);
 }
 
-// Every splits-th block of a head, or of all heads of a batch element where a statistic sums over heads.
+// A split's blocks of a head, or of all heads of a batch element where a statistic sums over heads. Under a causal mask the
+// last blocks are the longest: those splits come first.
 template <class Each>
 static void each_block(Task &task, int64_t item, Each each) {
   const Problem &p = task.problem;
   const Blocks blocks(p, true);
-  const int64_t split = item % task.splits, unit = item / task.splits, group = p.heads / p.key_heads;
-  const int64_t of_head = blocks.per_key_head / group;
+  const int64_t units = p.batch * (over_heads(task) ? 1 : p.heads), group = p.heads / p.key_heads;
+  const int64_t split = task.splits - 1 - item / units, unit = item % units;
   const bool together = over_heads(task);
   const int64_t batch = together ? unit : unit / p.heads, first = together ? 0 : unit % p.heads;
   for (int64_t h = first; h < (together ? p.heads : first + 1); h++)
-    for (int64_t i = split; i < of_head; i += task.splits)
-      if (!each(blocks.at(p, batch, h / group, h % group * of_head + i), split)) return;
+    for (int64_t i = first_block(task, split); i < first_block(task, split + 1); i++)
+      if (!each(blocks.at(p, batch, h / group, h % group * blocks_of(p) + i), split)) return;
 }
 
 static void attend_blocks(Task &task, int64_t item, char *workspace) {
@@ -170,10 +171,9 @@ static void forward(Task &task) {
   if (p.statistics_count > 0) {
     const bool keys = has_by_key(task);
     const int64_t units = p.batch * (over_heads(task) ? 1 : p.heads);
-    task.splits = keys ? parts_for(units, (p.queries + blocks.rows - 1) / blocks.rows) : 1;
+    task.splits = keys ? parts_for(units, blocks_of(p)) : 1;
     task.shared_bytes = Answers::partial_bytes(task, task.splits) + heads;
-    const bool panel = Attention::needs_weights(task);
-    const int64_t workspace = workspace_of([&](Arena &arena) { Attention(task, arena, panel); });
+    const int64_t workspace = workspace_of([&](Arena &arena) { Attention(task, arena, true); });
     task.phases[0] = {keys ? units * task.splits : items, workspace, keys ? attend_blocks : attend_block};
     if (task.splits > 1) task.phases[task.phase_count++] = {Answers::merges(task), 0, Answers::merge};
     return;
@@ -212,7 +212,7 @@ static void observe(Task &task) {
   const Problem &p = task.problem;
   const Blocks blocks(p, true);
   const int64_t units = p.batch * (over_heads(task) ? 1 : p.heads);
-  task.splits = parts_for(units, (p.queries + blocks.rows - 1) / blocks.rows);
+  task.splits = parts_for(units, blocks_of(p));
   task.shared_bytes = Answers::partial_bytes(task, task.splits) + p.batch * p.key_heads;
   const int64_t workspace = workspace_of([&](Arena &arena) { Attention(task, arena, false); });
   task.phases[0] = {units * task.splits, workspace, observe_blocks};

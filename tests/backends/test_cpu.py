@@ -50,7 +50,7 @@ class TestCPU(Conformance):
     @pytest.mark.parametrize("queries", [1, 2, 4, 16])
     def test_decoding(self, queries, group):
         """Few rows, many keys: keys are split, and a row's parts joined."""
-        shape = Shape(1, 2 * group, 2, queries, 700, 40, 24)
+        shape = Shape(1, 2 * group, 2, queries, 1100, 40, 24)
         offset = shape.offset
         for mask in (None, masks.causal(offset), (masks.window(200, offset=offset) | masks.prefix(4))):
             for dtype in self.dtypes:
