@@ -221,7 +221,11 @@ def _signature(
         return None
     if not (query.is_cpu and key.is_cpu and value.is_cpu and query.dtype == key.dtype == value.dtype):
         return None
-    if type(scale) not in _NUMBERS or type(softcap) not in _NUMBERS or not (mask is None or (isinstance(mask, Mask) and mask == _CAUSAL)):
+    if (
+        type(scale) not in _NUMBERS
+        or type(softcap) not in _NUMBERS
+        or not (mask is None or (isinstance(mask, Mask) and mask == _CAUSAL))
+    ):
         return None
     shapes = query.shape, key.shape, value.shape, query.stride(), key.stride(), value.stride()
     return *shapes, query.dtype, mask is None, scale, softcap, torch.get_num_threads()
