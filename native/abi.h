@@ -31,6 +31,7 @@
   P(bias_grad)                                 /* float32, contiguous, in the bias's shape; null: not wanted */         \
   I(bias_grad_batch) I(bias_grad_head) I(bias_grad_row) I(bias_grad_key) I(bias_grad_size)                              \
   I(row_start) I(row_stop) I(key_start) I(key_stop)               /* of a window */                                     \
+  I(partial)                                   /* 1: the lse is of more keys than these, and taken as it is */          \
   I(threads)
 
 #define SACCADE_STATISTIC(P, I, D)                                                                                      \

@@ -19,6 +19,9 @@ constexpr int kMaxStrips = kMaxRows / L;
 // Keys of a tile: a strip's scores against them stay in the first cache, keys and values in the second.
 constexpr int kTileKeys = 96;
 
+// Keys and values of a head that are larger than this are far away.
+constexpr int64_t kFarBytes = 3 << 20;
+
 struct Range {
   int64_t start, stop;
   bool edge;  // some query of the strip does not see some key of the range
@@ -48,10 +51,16 @@ class Block {
   float unit;                               // what turns a score's unit into ln 2
   float *scores;                            // [strips][kTileKeys][L]
 
-  // The most keys of one tile and rows of one block, for any problem.
+  // Whether tiles of keys and values are copied first: halves, to be converted, and floats that come from beyond the second
+  // cache. Products read a few numbers here and there, which memory serves slowly; a copy reads on and on.
+  static bool copies(const Problem &p) {
+    return p.dtype != saccade::kFloat32 || p.keys * (p.width + p.value_width) * 4 > kFarBytes;
+  }
+
+  // The most rows of one block.
   static int rows_of(const Problem &p) {
-    // Halves are converted once for each block: the larger it is, the less that costs.
-    const int most = p.dtype == saccade::kFloat32 ? 64 : kMaxRows;
+    // What is copied is copied once for each block: the larger it is, the less that costs.
+    const int most = copies(p) ? kMaxRows : 64;
     return (int)larger<int64_t>(L, smaller<int64_t>(most, round_up(p.queries * (p.heads / p.key_heads), L)));
   }
 
@@ -189,7 +198,7 @@ class Block {
   }
 
   Operand floats(const void *base, int64_t index, int64_t row, int64_t rows, int64_t width, float *copy) const {
-    if (p.dtype == saccade::kFloat32) return {(const float *)base + index, row};
+    if (!copies(p)) return {(const float *)base + index, row};
     for (int64_t r = 0; r < rows; r++) to_floats(copy + r * width, element(base, p.dtype, index + r * row), p.dtype, width);
     return {copy, width};
   }

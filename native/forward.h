@@ -16,8 +16,8 @@ constexpr float kFarLse = 64.0f;
 // How far exponents may rise above 0, in powers of two, before the sums so far are scaled down: e <= 256.
 constexpr float kAbove = 8.0f;
 
-// Most keys a panel holds: 8 MiB for 64 queries.
-constexpr int64_t kPanelKeys = 32768;
+// Most numbers a panel holds: 8 MiB.
+constexpr int64_t kPanel = 1 << 21;
 
 // The blocks into which queries are cut.
 struct Blocks {
@@ -67,7 +67,7 @@ class Attention {
     scales_ = arena.take<float>(kMaxRows);
     rows_wanted_ = answering && Answers::by_row(task);
     received_wanted_ = answering && Answers::received(task);
-    panel_keys_ = received_wanted_ ? smaller(kPanelKeys, round_up(p_.keys, kTileKeys)) : 0;
+    panel_keys_ = received_wanted_ ? smaller(kPanel / rows, round_up(p_.keys, kTileKeys)) : 0;
     panel_ = arena.take<float>(panel_keys_ * rows);
     tiles_ = arena.take<Tile>(panel_keys_ ? panel_keys_ + 1 : 0);
     entropy_wanted_ = false;
@@ -136,7 +136,7 @@ class Attention {
       sums.top[r] = lse * (block.natural ? 1.0f : kLog2E);
       sums.total[r] = lse == -kInfinity ? 0.0f : 1.0f;
     }
-    if (far) attend(0, p_.keys, true, false);
+    if (far && !p_.partial) attend(0, p_.keys, true, false);
     tile_count_ = beyond_panel_ = 0;
   }
 

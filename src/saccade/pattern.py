@@ -78,9 +78,7 @@ class Pattern:
         backend: str | None = None,
     ) -> None:
         self._inputs = check_inputs(query, key, key)
-        self._problem = make_problem(
-            self._inputs, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks
-        )
+        self._problem = make_problem(self._inputs, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks)
         self._backend, _ = backends.choose(self._problem, self._inputs, backend)
         self._lse: Tensor | None = None
         self._partial = False  # some keys are left out, so that the lse cannot be found from those that are here
@@ -262,7 +260,9 @@ class Pattern:
             _range(name, part, length)
             for name, part, length in zip(("queries", "keys"), (queries, keys), self.shape[2:], strict=True)
         )
-        inputs = Inputs(self._inputs.query[:, :, rows], self._inputs.key[:, :, columns], self._inputs.key[:, :, columns])
+        inputs = Inputs(
+            self._inputs.query[:, :, rows], self._inputs.key[:, :, columns], self._inputs.key[:, :, columns]
+        )
         problem = _restricted(self._problem, rows, columns, inputs.lengths)
         partial = self._partial or len(range(*columns.indices(self.shape[3]))) < self.shape[3]
         return Pattern._of(self, problem, inputs, self.lse[:, :, rows], partial=partial)
@@ -424,9 +424,7 @@ class MeanPattern:
         """As of `Pattern`: ``(B, 1, [G,] Nk)``."""
         return self._heads._ask([Received(by, count, over_heads=True)])[0][0][:, None] / self._heads.shape[1]
 
-    def map(
-        self, cells: int | tuple[int, int], *, queries: slice | None = None, keys: slice | None = None
-    ) -> Tensor:
+    def map(self, cells: int | tuple[int, int], *, queries: slice | None = None, keys: slice | None = None) -> Tensor:
         """As of `Pattern`, the mean of each cell: ``(B, 1, cells of queries, cells of keys)``."""
         part = self._heads._rectangle(queries, keys)
         return part._ask([Map(cells, "mean", over_heads=True)])[0][0][:, None]

@@ -68,10 +68,15 @@ class TestCPU(Conformance):
         )
         torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-5)
 
+    def test_keys_beyond_the_caches(self):
+        """Tiles of floats are copied where keys and values of a head are large; blocks are larger then."""
+        shape = Shape(1, 2, 1, 131, 1700, 256, 250)
+        self.check(Case(shape, masks.causal(shape.offset), dtype=torch.float32), everything(shape))
+
     def test_panels_longer_than_what_is_kept(self):
-        """A row of 40,000 keys is kept in part; the rest is computed again."""
-        shape = Shape(1, 1, 1, 3, 40_000, 4, 4)
-        self.check(Case(shape, masks.window(39_000, offset=shape.offset), dtype=torch.float32), everything(shape))
+        """Of a row of 140,000 keys the first ones are kept; the rest is computed again."""
+        shape = Shape(1, 1, 1, 3, 140_000, 2, 2)
+        self.check(Case(shape, masks.window(139_000, offset=shape.offset), dtype=torch.float32), everything(shape))
 
 
 def test_results_do_not_depend_on_the_number_of_threads(threads):

@@ -131,9 +131,18 @@ class Backend(ABC):
 
     @abstractmethod
     def observe(
-        self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], statistics: Sequence[Statistic]
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        lse: Float[Tensor, "B H Nq"],
+        statistics: Sequence[Statistic],
+        *,
+        partial: bool = False,
     ) -> list[Tensors]:
-        """Statistics of a pattern whose lse is known, from queries and keys alone; values are not looked at."""
+        """Statistics of a pattern whose lse is known, from queries and keys alone; values are not looked at.
+
+        `partial`: the pattern is a part of one with more keys, whose lse this is.
+        """
 
     @abstractmethod
     def transposed(

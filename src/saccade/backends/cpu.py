@@ -92,18 +92,24 @@ class CPU(Backend):
         return Forward(output, lse, done)
 
     def observe(
-        self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], statistics: Sequence[Statistic]
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        lse: Float[Tensor, "B H Nq"],
+        statistics: Sequence[Statistic],
+        *,
+        partial: bool = False,
     ) -> list[Tensors]:
         """See `Backend.observe`. O(Nq Nk D) time, no memory beyond the results."""
         results = [statistic.empty(inputs.lengths, torch.float32) for statistic in statistics]
         records = [_record(s, r) for s, r in zip(statistics, results, strict=True) if not isinstance(s, LogSumExp)]
         lse = lse.float().contiguous()
         fields, keep = _problem(problem, _with_unit_stride(inputs))
-        fields |= {"value": 0, "lse": lse.data_ptr()}
+        fields |= {"value": 0, "lse": lse.data_ptr(), "partial": int(partial)}
         try:
             _library().call("observe", fields, records)
         except NotFiniteError:
-            return Tiled().observe(problem, inputs, lse, statistics)
+            return Tiled().observe(problem, inputs, lse, statistics, partial=partial)
         del keep
         return [s.finish(r, inputs.lengths) for s, r in zip(statistics, results, strict=True)]
 

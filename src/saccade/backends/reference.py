@@ -139,10 +139,14 @@ class Reference(Backend):
         output = inputs.empty_output().copy_(_weighted_values(problem, a, value, inputs.lengths))
         return Forward(output, lse, [_FORMULAS[type(statistic)](a, statistic) for statistic in statistics])
 
-    def observe(self, problem: Problem, inputs: Inputs, lse: Tensor, statistics: Sequence[Statistic]) -> list[Tensors]:
-        """See `Backend.observe`. The lse is computed again."""
-        del lse
-        a, _ = pattern(problem, inputs.query.to(inputs.compute), inputs.key.to(inputs.compute))
+    def observe(
+        self, problem: Problem, inputs: Inputs, lse: Tensor, statistics: Sequence[Statistic], *, partial: bool = False
+    ) -> list[Tensors]:
+        """See `Backend.observe`. The lse is computed again, if it can be."""
+        if partial:
+            a = self.window(problem, inputs, lse, slice(0, inputs.lengths.queries), slice(0, inputs.lengths.keys))
+        else:
+            a, _ = pattern(problem, inputs.query.to(inputs.compute), inputs.key.to(inputs.compute))
         return [_FORMULAS[type(statistic)](a, statistic) for statistic in statistics]
 
     def transposed(self, problem: Problem, inputs: Inputs, lse: Tensor, rows: Tensor) -> Tensor:

@@ -318,8 +318,11 @@ class Tiled(Backend):
         done = [s.finish(r, run.lengths) for s, r in zip(statistics, results, strict=True)]
         return Forward(output, lse, done)
 
-    def observe(self, problem: Problem, inputs: Inputs, lse: Tensor, statistics: Sequence[Statistic]) -> list[Tensors]:
+    def observe(
+        self, problem: Problem, inputs: Inputs, lse: Tensor, statistics: Sequence[Statistic], *, partial: bool = False
+    ) -> list[Tensors]:
         """See `Backend.observe`. Weights are computed panel by panel."""
+        del partial
         run = _Run(problem, inputs)
         results = [statistic.empty(run.lengths, run.dtype) for statistic in statistics]
         for tile, _ in _tiles(run, lse):
