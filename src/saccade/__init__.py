@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from saccade.adapters.observation import observe
     from saccade.adapters.torch_sdpa import sdpa
     from saccade.functional import attention
+    from saccade.pattern import Pattern
 
 __all__ = [
+    "Pattern",
     "__version__",
     "attach",
     "attention",
@@ -31,6 +33,7 @@ __all__ = [
 
 _MODULES = ("errors", "masks", "nn", "scores", "statistics")
 _HOME = {
+    "Pattern": "pattern",
     "attach": "adapters.huggingface",
     "attention": "functional",
     "detach": "adapters.huggingface",

@@ -2,15 +2,16 @@
 
     A = softmax(scale * Q K^T + bias, masked)      one row for each query, one column for each key
 
-What comes of it (a product, a row, a window, where each query looks) is computed from queries and keys when it is asked,
-exactly, in memory of the answer and O(N). What divides each row, exp(lse), is computed once and kept.
+What comes of it (a product, a row, a window, where each query looks) is computed from queries and keys when it is asked
+for, exactly, in memory of the answer and O(N). What divides each row, exp(lse), is computed once and kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,10 +26,12 @@ from saccade.scores import ALiBi, Bias, DenseBias, Problem, RelativeBias
 from saccade.statistics import (
     Distance,
     Entropy,
+    LogSumExp,
     Map,
     Mass,
     MaxWeight,
     Received,
+    Report,
     Statistic,
     Tensors,
     TopKeys,
@@ -53,8 +56,13 @@ class Pattern:
     Raises:
         ShapeError, DtypeError, DeviceError, MaskError, ArgumentError, BackendError: as `saccade.attention`.
 
-    Weights are float32 (float64 for float64 inputs) whatever the dtype of queries and keys. Products have gradients; what is
-    read off the pattern has none.
+    Weights are float32 (float64 for float64 inputs) whatever the dtype of queries and keys. Products have gradients;
+    what is read off the pattern has none.
+
+    Attributes:
+        inputs: queries and keys (which stand for the values as well).
+        problem: what else forms the pattern.
+        backend: what computes it.
 
     >>> import torch, saccade
     >>> x = torch.eye(3)[None, None]
@@ -77,25 +85,17 @@ class Pattern:
         sinks: Float[Tensor, "..."] | None = None,
         backend: str | None = None,
     ) -> None:
-        self._inputs = check_inputs(query, key, key)
-        self._problem = make_problem(self._inputs, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks)
-        self._backend, _ = backends.choose(self._problem, self._inputs, backend)
+        self.inputs = check_inputs(query, key, key)
+        self.problem = make_problem(self.inputs, mask=mask, scale=scale, softcap=softcap, bias=bias, sinks=sinks)
+        self.backend, _ = backends.choose(self.problem, self.inputs, backend)
         self._lse: Tensor | None = None
-        self._partial = False  # some keys are left out, so that the lse cannot be found from those that are here
-
-    @classmethod
-    def _of(cls, like: Pattern, problem: Problem, inputs: Inputs, lse: Tensor | None, *, partial: bool) -> Pattern:
-        made = cls.__new__(cls)
-        made._problem, made._inputs, made._lse, made._partial = problem, inputs, lse, partial
-        made._backend = like._backend
-        return made
 
     # ------------------------------------------------------------------------------------ a matrix
 
     @property
     def shape(self) -> torch.Size:
         """(B, H, Nq, Nk)."""
-        lengths = self._inputs.lengths
+        lengths = self.inputs.lengths
         return torch.Size((lengths.batch, lengths.heads, lengths.queries, lengths.keys))
 
     @property
@@ -106,12 +106,12 @@ class Pattern:
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self._inputs.compute
+        return self.inputs.compute
 
     @property
     def device(self) -> torch.device:
         """Where queries and keys are."""
-        return self._inputs.query.device
+        return self.inputs.query.device
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or one of its numbers."""
@@ -126,7 +126,7 @@ class Pattern:
 
     def __repr__(self) -> str:
         known = "" if self._lse is None else ", lse known"
-        return f"Pattern({_sizes(self.shape)}, {self.dtype}, {self.device}, {self._backend.name}{known}; never stored)"
+        return f"Pattern({_sizes(self.shape)}, {self.dtype}, {self.device}, {self.backend.name}{known}; never stored)"
 
     @property
     def mT(self) -> Transposed:  # noqa: N802  torch's name
@@ -142,32 +142,10 @@ class Pattern:
         Returns:
             ``(B, H, Nq, Dv)``, in the wider one of the dtypes of queries and value. O(Nq Nk) time, O(N) memory.
         """
-        value = self._broadcast("value", value, self.shape[3])
+        value = _broadcast("value", value, self.shape, self.shape[3], {1, self.inputs.key.shape[1], self.shape[1]})
         if value.shape[1] == 1:
-            value = value.expand(-1, self._inputs.key.shape[1], -1, -1)
-        return operation.call(self._backend, self._problem, self._inputs_with(value), []).output
-
-    def _broadcast(self, name: str, x: Tensor, length: int) -> Tensor:
-        """`x` as ``(B, 1 | Hk | H, length, width)``."""
-        heads = {1, self.shape[1], self._inputs.key.shape[1]}
-        if not isinstance(x, Tensor) or x.dim() not in (2, 3, 4):
-            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ShapeError(f"{name} is {found}; expected a tensor (..., {length}, width) of 2 to 4 dimensions")
-        full = x[(None,) * (4 - x.dim())]
-        if full.shape[0] not in (1, self.shape[0]) or full.shape[1] not in heads or full.shape[2] != length:
-            raise ShapeError(
-                f"{name} has shape {tuple(x.shape)}; expected one that broadcasts to "
-                f"({self.shape[0]}, {' | '.join(map(str, sorted(heads)))}, {length}, width)"
-            )
-        return full.expand(self.shape[0], -1, -1, -1)
-
-    def _inputs_with(self, value: Tensor) -> Inputs:
-        """Queries, keys and these values in one dtype; keys repeated where each query head has its own values."""
-        dtype = torch.promote_types(self._inputs.query.dtype, value.dtype)
-        query, key, value = (x.to(dtype) for x in (self._inputs.query, self._inputs.key, value))
-        if value.shape[1] != key.shape[1]:
-            key = key.repeat_interleave(value.shape[1] // key.shape[1], 1)
-        return Inputs(query, key, value)
+            value = value.expand(-1, self.inputs.key.shape[1], -1, -1)
+        return operation.call(self.backend, self.problem, _with_value(self.inputs, value), []).output
 
     # ------------------------------------------------------------------------------------ what rows are divided by
 
@@ -175,34 +153,45 @@ class Pattern:
     def lse(self) -> Tensor:
         """The natural logarithm of what each row is divided by, ``(B, H, Nq)``. O(Nq Nk D) time, once."""
         if self._lse is None:
-            self._ask([])
+            self._results([])
         assert self._lse is not None
         return self._lse
 
+    def ask(self, statistics: Statistic | Iterable[Statistic]) -> Report:
+        """Any statistics of `saccade.statistics` in one pass. O(Nq Nk D) time, memory of the answers.
+
+        Raises:
+            ArgumentError, ShapeError: as `saccade.attention`.
+        """
+        asked = check_all(statistics, self.inputs.lengths)
+        results = self._results(asked)
+        return Report.of(
+            (s, (self.lse,) if isinstance(s, LogSumExp) else r) for s, r in zip(asked, results, strict=True)
+        )
+
     @torch.no_grad()
-    def _ask(self, statistics: Sequence[Statistic]) -> list[Tensors]:
+    def _results(self, asked: Sequence[Statistic]) -> list[Tensors]:
         """These statistics; the lse, if it is not known yet, comes with them in one pass."""
-        asked = check_all(statistics, self._inputs.lengths) if statistics else []
         if self._lse is None:
-            inputs = Inputs(self._inputs.query, self._inputs.key, self._inputs.key[..., :1])
-            forward = self._backend.forward(self._problem, inputs, asked, want_lse=True)
+            inputs = _with_value(self.inputs, self.inputs.key[..., :1])
+            forward = self.backend.forward(self.problem, inputs, asked, want_lse=True)
             self._lse = forward.lse
             return forward.results
-        return self._backend.observe(self._problem, self._inputs, self._lse, asked, partial=self._partial)
+        return self.backend.observe(self.problem, self.inputs, self._lse, asked)
 
     # ------------------------------------------------------------------------------------ by query
 
     def entropy(self) -> Tensor:
         """``-sum p ln p`` of each row, in nats, ``(B, H, Nq)``. O(Nq Nk D) time, O(N) memory."""
-        return self._ask([Entropy()])[0][0]
+        return self.ask(Entropy()).entropy
 
     def max_weight(self) -> Tensor:
         """The largest weight of each row, ``(B, H, Nq)``. O(Nq Nk D) time, O(N) memory."""
-        return self._ask([MaxWeight()])[0][0]
+        return self.ask(MaxWeight()).max_weight
 
     def top_keys(self, k: int) -> TopKeysResult:
         """The k heaviest keys of each row, ``(B, H, Nq, k)`` each. O(Nq Nk D) time, O(N k) memory."""
-        return TopKeysResult(*self._ask([TopKeys(k)])[0])
+        return self.ask(TopKeys(k)).top_keys
 
     def distance(self, offset: int | None = None) -> Tensor:
         """How far each row looks on average, in tokens, ``(B, H, Nq)``. O(Nq Nk D) time, O(N) memory.
@@ -210,7 +199,7 @@ class Pattern:
         Args:
             offset: the key position of the first query; may be left out when Nq = Nk.
         """
-        return self._ask([Distance(offset)])[0][0]
+        return self.ask(Distance(offset)).distance
 
     def mass(self, groups: Tensor, count: int | None = None) -> Tensor:
         """The weight that each row gives each group of keys, ``(B, H, Nq, G)``. O(Nq Nk D) time, O(N G) memory.
@@ -219,7 +208,7 @@ class Pattern:
             groups: integers ``(Nk,)`` or ``(B, Nk)``, as of `saccade.statistics.Mass`.
             count: G; left out, one more than the largest number in `groups`.
         """
-        return self._ask([Mass(groups, count)])[0][0]
+        return self.ask(Mass(groups, count)).mass
 
     # ------------------------------------------------------------------------------------ by key, and as a map
 
@@ -232,7 +221,7 @@ class Pattern:
             by: integers ``(Nq,)`` or ``(B, Nq)``: the group of each query.
             count: G; left out, one more than the largest number in `by`.
         """
-        return self._ask([Received(by, count)])[0][0]
+        return self.ask(Received(by, count)).received
 
     def map(
         self,
@@ -249,51 +238,37 @@ class Pattern:
         Args:
             cells: along each side, or of queries and of keys.
             reduce: "mean", "max" or "sum" of the weights in a cell.
-            queries, keys: the rectangle; None for all.
+            queries: the rectangle's rows, a slice without a step; None for all.
+            keys: its columns.
         """
-        return self._rectangle(queries, keys)._ask([Map(cells, reduce)])[0][0]
-
-    def _rectangle(self, queries: slice | None, keys: slice | None) -> Pattern:
-        if queries is None and keys is None:
-            return self
-        rows, columns = (
-            _range(name, part, length)
-            for name, part, length in zip(("queries", "keys"), (queries, keys), self.shape[2:], strict=True)
-        )
-        inputs = Inputs(
-            self._inputs.query[:, :, rows], self._inputs.key[:, :, columns], self._inputs.key[:, :, columns]
-        )
-        problem = _restricted(self._problem, rows, columns, inputs.lengths)
-        partial = self._partial or len(range(*columns.indices(self.shape[3]))) < self.shape[3]
-        return Pattern._of(self, problem, inputs, self.lse[:, :, rows], partial=partial)
+        return _map(self, Map(cells, reduce), queries, keys)
 
     # ------------------------------------------------------------------------------------ parts
 
     def head(self, head: int) -> Pattern:
         """The pattern of one head, ``(B, 1, Nq, Nk)``. A view."""
-        return self._select(slice(None), _range("head", slice(*_one("head", head, self.shape[1])), self.shape[1]))
+        return self._select(slice(None), _as_slice(_positions(head, self.shape[1])))
 
     def mean_heads(self) -> MeanPattern:
         """The mean of all heads, never stored either."""
         return MeanPattern(self)
 
-    def _select(self, batch: Index, heads: Index) -> Pattern:
-        """Some batch elements and heads, all of their queries and keys."""
-        chosen = torch.arange(self.shape[1])[heads] if not isinstance(heads, int) else torch.tensor([heads])
-        key_heads = _as_slice(chosen // self._inputs.group) if self._inputs.group > 1 else heads
-        whole = len(chosen) == self.shape[1] and isinstance(heads, slice)
-        query = self._inputs.query[batch][:, heads]
-        key = self._inputs.key[batch] if whole else self._inputs.key[batch][:, key_heads]
-        lse = None if self._lse is None else self._lse[batch][:, heads]
-        return Pattern._of(
-            self, _of_heads(self._problem, batch, heads), Inputs(query, key, key), lse, partial=self._partial
-        )
+    def _select(self, batch: slice | list[int], heads: slice | list[int]) -> Pattern:
+        """Some batch elements and heads, all of their queries and keys. A view where they are neighbours."""
+        chosen, query, key = _positions(heads, self.shape[1]), self.inputs.query, self.inputs.key
+        if chosen.tolist() != list(range(self.shape[1])):  # else the heads of a group go on sharing keys
+            key = key[:, _as_slice(chosen // self.inputs.group)]
+        made = copy(self)
+        made.inputs = Inputs(query[batch][:, heads], key[batch], key[batch])
+        made.problem = _of_heads(self.problem, batch, heads)
+        vars(made)["_lse"] = None if self._lse is None else self._lse[batch][:, heads]
+        return made
 
     def __getitem__(self, index: Any) -> Tensor:
-        """Entries of the pattern, as a tensor indexed so would give: ``A[0, 3]``, ``A[..., 10:20, :]``, ``A[0, :, [1, 5], 7]``.
+        """Entries of the pattern, as of a tensor: ``A[0, 3]``, ``A[..., 10:20, :]``, ``A[0, :, [1, 5], 7]``.
 
-        O(rows x columns x D) time and memory of the answer; the whole lse once. Two lists give all pairs of their entries,
-        as ``A[:, :, i][..., j]`` would.
+        O(rows x columns x D) time and memory of the answer; the whole lse once. Two lists give all pairs of their
+        entries, as ``A[:, :, i][..., j]`` would.
 
         Raises:
             IndexError: out of range, or more than four indices.
@@ -303,22 +278,13 @@ class Pattern:
         wanted = [_positions(part, length) for part, length in zip(parts, self.shape, strict=True)]
         _check_size([len(x) for x in wanted])
         batch, heads = (_as_slice(x) for x in wanted[:2])
+        if 0 in (len(x) for x in wanted):
+            return self.lse.new_empty(
+                [len(x) for part, x in zip(parts, wanted, strict=True) if not isinstance(part, int)]
+            )
         self.lse  # noqa: B018  once for all heads, not again for each selection
-        chosen = self._select(batch, heads)
-        window = chosen._window(*wanted[2:])
+        window = _window(self._select(batch, heads), *wanted[2:])
         return window[tuple(0 if isinstance(part, int) else slice(None) for part in parts)]
-
-    @torch.no_grad()
-    def _window(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The entries at some queries and keys, run by run of neighbours."""
-        inputs = self._inputs
-        runs = [_runs(x) for x in (rows, columns)]
-        bands = [
-            torch.cat([self._backend.window(self._problem, inputs, self.lse, i, j) for j in runs[1]], -1)
-            for i in runs[0]
-            if runs[1]
-        ]
-        return torch.cat(bands, 2) if bands else self.lse.new_zeros(*self.shape[:2], len(rows), len(columns))
 
     def dense(self) -> Tensor:
         """The whole pattern as a tensor ``(B, H, Nq, Nk)``: what a viewer for short texts wants.
@@ -359,16 +325,18 @@ class Transposed:
             ``(B, H, Nk, width)``, in the wider one of the dtypes of queries and rows. O(Nq Nk) time, O(N) memory.
         """
         pattern = self.mT
-        rows = pattern._broadcast("rows", rows, pattern.shape[2]).expand(-1, pattern.shape[1], -1, -1)
-        problem, inputs = pattern._problem, pattern._inputs_with(rows.new_empty(*pattern._inputs.key.shape[:3], 1))
-        bias = None if problem.bias is None else problem.bias.values
+        rows = _broadcast("rows", rows, pattern.shape, pattern.shape[2], {1, pattern.shape[1]})
+        rows = rows.expand(-1, pattern.shape[1], -1, -1)
+        query, key = pattern.inputs.query, pattern.inputs.key
+        dtype = torch.promote_types(query.dtype, rows.dtype)
+        bias = None if pattern.problem.bias is None else pattern.problem.bias.values
         return _TransposedProduct.apply(  # type: ignore[no-untyped-call,no-any-return]
-            inputs.query, inputs.key, bias, problem.sinks, rows.to(inputs.query.dtype), pattern
+            query.to(dtype), key.to(dtype), bias, pattern.problem.sinks, rows.to(dtype), pattern
         )
 
 
 class _TransposedProduct(torch.autograd.Function):
-    """A^T Y. With G its gradient, that of Y is A G, and that of the pattern Y G^T: what A G would have for gradient Y."""
+    """A^T Y. With G its gradient, that of Y is A G and that of A is Y G^T: what ``A @ G`` would have for gradient Y."""
 
     @staticmethod
     def forward(
@@ -377,18 +345,20 @@ class _TransposedProduct(torch.autograd.Function):
         ctx.save_for_backward(query, key, bias, sinks, rows)
         ctx.pattern = pattern
         inputs = Inputs(query, key, key)
-        return pattern._backend.transposed(pattern._problem, inputs, pattern.lse, rows).to(rows.dtype)
+        return pattern.backend.transposed(pattern.problem, inputs, pattern.lse, rows).to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, bias, sinks, rows = ctx.saved_tensors
-        leaves = [None if x is None else x.detach().requires_grad_() for x in (query, key, bias, sinks)]
+        *leaves, rows = (None if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors)
+        query, key, bias, sinks = leaves
+        assert query is not None
+        assert key is not None
+        assert rows is not None
         with torch.enable_grad():
-            query, key, bias, sinks = leaves
-            repeated = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-            problem = ctx.pattern._problem.with_tensors(bias, sinks)
-            output = operation.call(ctx.pattern._backend, problem, Inputs(query, repeated, grad), []).output
-            found = iter(torch.autograd.grad(output, [x for x in leaves if x is not None], rows))
+            problem = ctx.pattern.problem.with_tensors(bias, sinks)
+            inputs = _with_value(Inputs(query, key, key), grad)
+            output = operation.call(ctx.pattern.backend, problem, inputs, []).output
+            found = iter(torch.autograd.grad(output, [x for x in leaves if x is not None], rows.detach()))
         return *(None if x is None else next(found) for x in leaves), output.detach(), None
 
 
@@ -422,12 +392,11 @@ class MeanPattern:
 
     def received(self, by: Tensor | None = None, count: int | None = None) -> Tensor:
         """As of `Pattern`: ``(B, 1, [G,] Nk)``."""
-        return self._heads._ask([Received(by, count, over_heads=True)])[0][0][:, None] / self._heads.shape[1]
+        return self._heads.ask(Received(by, count, over_heads=True)).received[:, None] / self._heads.shape[1]
 
     def map(self, cells: int | tuple[int, int], *, queries: slice | None = None, keys: slice | None = None) -> Tensor:
         """As of `Pattern`, the mean of each cell: ``(B, 1, cells of queries, cells of keys)``."""
-        part = self._heads._rectangle(queries, keys)
-        return part._ask([Map(cells, "mean", over_heads=True)])[0][0][:, None]
+        return _map(self._heads, Map(cells, "mean", over_heads=True), queries, keys)[:, None]
 
     def __getitem__(self, index: Any) -> Tensor:
         """As of `Pattern`."""
@@ -454,7 +423,49 @@ class _MeanTransposed:
 # ---------------------------------------------------------------------------------------- parts of a problem
 
 
-T = TypeVar("T")
+def _broadcast(name: str, x: Tensor, shape: torch.Size, length: int, heads: set[int]) -> Tensor:
+    """`x` as ``(B, one of heads, length, width)``."""
+    if not isinstance(x, Tensor) or x.dim() not in (2, 3, 4):
+        found = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ShapeError(f"{name} is {found}; expected a tensor (..., {length}, width) of 2 to 4 dimensions")
+    full = x[(None,) * (4 - x.dim())]
+    if full.shape[0] not in (1, shape[0]) or full.shape[1] not in heads or full.shape[2] != length:
+        wanted = f"({shape[0]}, {' | '.join(map(str, sorted(heads)))}, {length}, width)"
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}; expected one that broadcasts to {wanted}")
+    return full.expand(shape[0], -1, -1, -1)
+
+
+def _with_value(inputs: Inputs, value: Tensor) -> Inputs:
+    """Queries, keys and these values in one dtype; keys repeated where each query head has its own values."""
+    dtype = torch.promote_types(inputs.query.dtype, value.dtype)
+    query, key, value = (x.to(dtype) for x in (inputs.query, inputs.key, value))
+    if value.shape[1] != key.shape[1]:
+        key = key.repeat_interleave(value.shape[1] // key.shape[1], 1)
+    return Inputs(query, key, value)
+
+
+@torch.no_grad()
+def _map(pattern: Pattern, statistic: Map, queries: slice | None, keys: slice | None) -> Tensor:
+    """A map of the whole pattern, or of a rectangle."""
+    if queries is None and keys is None:
+        return pattern.ask(statistic).map
+    rows, columns = _range("queries", queries, pattern.shape[2]), _range("keys", keys, pattern.shape[3])
+    key = pattern.inputs.key[:, :, columns]
+    inputs = Inputs(pattern.inputs.query[:, :, rows], key, key)
+    problem = _restricted(pattern.problem, rows, columns, inputs.lengths)
+    asked = check_all(statistic, inputs.lengths)
+    lse = pattern.lse[:, :, rows]
+    return pattern.backend.observe(problem, inputs, lse, asked, partial=True)[0][0]
+
+
+@torch.no_grad()
+def _window(pattern: Pattern, rows: Tensor, columns: Tensor) -> Tensor:
+    """The entries at some queries and keys, run by run of neighbours."""
+
+    def window(i: slice, j: slice) -> Tensor:
+        return pattern.backend.window(pattern.problem, pattern.inputs, pattern.lse, i, j)
+
+    return torch.cat([torch.cat([window(i, j) for j in _runs(columns)], -1) for i in _runs(rows)], 2)
 
 
 def _of_heads(problem: Problem, batch: Any, heads: Any) -> Problem:
@@ -538,12 +549,6 @@ def _positions(part: Any, length: int) -> Tensor:
 
 def _listed(part: Index) -> Index:
     return [part] if isinstance(part, int) else part
-
-
-def _one(name: str, index: int, length: int) -> tuple[int, int]:
-    if not -length <= index < length:
-        raise IndexError(f"{name} {index} is out of range for {length}")
-    return index % length, index % length + 1
 
 
 def _range(name: str, part: slice | None, length: int) -> slice:

@@ -322,10 +322,9 @@ class Tiled(Backend):
         self, problem: Problem, inputs: Inputs, lse: Tensor, statistics: Sequence[Statistic], *, partial: bool = False
     ) -> list[Tensors]:
         """See `Backend.observe`. Weights are computed panel by panel."""
-        del partial
         run = _Run(problem, inputs)
         results = [statistic.empty(run.lengths, run.dtype) for statistic in statistics]
-        for tile, _ in _tiles(run, lse):
+        for tile, _ in _tiles(run, lse, partial=partial):
             for statistic, result in zip(statistics, results, strict=True):
                 if result:
                     statistic.add(result, tile)
@@ -359,12 +358,12 @@ class Tiled(Backend):
         return _Backward(problem, inputs, want_bias=want_bias).gradients(forward, grad_output, grad_lse)
 
 
-def _tiles(run: _Run, lse: Tensor) -> Iterator[tuple[Tile, _Panel]]:
+def _tiles(run: _Run, lse: Tensor, *, partial: bool = False) -> Iterator[tuple[Tile, _Panel]]:
     """The whole pattern in tiles of exact weights, once its lse ``(B, H, Nq)`` is known."""
     of_rows = run.split(lse.to(run.dtype)[..., None])
     for block, batch, heads, panels in run.blocks():
         rows = of_rows[batch, heads, :, block.rows].flatten(1, 2)
-        for panel, weights in _Rows(run, block, batch, heads, panels).weights_given(rows):
+        for panel, weights in _Rows(run, block, batch, heads, panels).weights_given(rows, partial=partial):
             yield Tile(run.by_query_head(weights, panel), panel.area, run.lengths), panel
 
 
@@ -458,13 +457,17 @@ class _Rows:
                 exponentials, _ = self.run.exponentials(panel, sums.top)
             yield panel, self.run.zero_hidden(exponentials.div_(sums.divisor()), panel)
 
-    def weights_given(self, lse: Tensor) -> Iterator[tuple[_Panel, Tensor]]:
+    def weights_given(self, lse: Tensor, *, partial: bool = False) -> Iterator[tuple[_Panel, Tensor]]:
         """The panels with their exact weights, once their lse ``(h, group * rows, 1)`` is known.
 
-        Far from 0 an lse in float32 has lost digits of the denominator, so there it is added up again.
+        Far from 0 an lse in float32 has lost digits of the denominator, so there it is added up again, unless it is
+        of more keys than these.
         """
+        unit = self.run.operands.unit
         if self.run.operands.tame:
             return self.weights(_Sums(lse, lse.exp(), None, LOG2_E), None)
+        if partial:
+            return self.weights(_Sums(lse, (lse > -torch.inf).to(lse.dtype), lse * unit, unit), None)
         return self.weights(*self.sums(self.run.operands.value[..., :0]))
 
     def _of_nothing(self, width: int) -> _Sums:
