@@ -68,7 +68,7 @@ def main() -> None:
     sentences = [section.short for section in found if section.short]
     parts = []
     if sentences:
-        means = "Geometric means of the ratios below, with their range in brackets."
+        means = "Geometric means of the ratios in the tables, with their range in brackets."
         parts += ["## In short", means, "\n".join(f"- {sentence}" for sentence in sentences)]
     how = (
         f"Conditions: {conditions()}. Medians of up to {effort.rounds} alternating runs; a ratio above 1 means Saccade "

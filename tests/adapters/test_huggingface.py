@@ -56,6 +56,27 @@ def test_equal_to_eager_on_valid_tokens(architecture: Architecture, case: str):
     assert largest_error(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_attentions_are_lazy_patterns(architecture: Architecture):
+    """``output_attentions=True`` gives one pattern for each site, in order; dense they are what eager gives."""
+    model = model_of(architecture.name)
+    inputs, _ = architecture.inputs("single")
+    with torch.no_grad():
+        expected = model(**inputs, output_attentions=True)
+        with attach(model):
+            found = model(**inputs, output_attentions=True)
+            assert "attentions" not in model(**inputs)
+    names = [name for name in expected if "attentions" in name and expected[name]]
+    towers = {"CLIP": 0, "Gemma 3, pictures": 2}  # whose patterns transformers leaves out, or in part
+    assert sum(len(expected[name]) for name in names) == towers.get(architecture.name, _sites(architecture))
+    for name in names:
+        assert len(found[name]) == len(expected[name])
+        for pattern, weights in zip(found[name], expected[name], strict=True):
+            assert isinstance(pattern, saccade.Pattern)
+            assert pattern.shape == weights.shape
+            assert largest_error([pattern.dense()], [weights]) < 1e-5
+
+
 def _sites(architecture: Architecture) -> int:
     return len(attention_sites(model_of(architecture.name)))
 

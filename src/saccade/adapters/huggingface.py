@@ -36,6 +36,7 @@ from saccade.adapters.huggingface_masks import Carried, CarriedMask, carry, ever
 from saccade.errors import ArgumentError, MaskError, MissingExtraError, UnsupportedModelError
 from saccade.masks import Mask
 from saccade.nn.autocast import autocast_dtype
+from saccade.pattern import Pattern
 from saccade.scores import DenseBias
 
 NAME = "saccade"
@@ -445,15 +446,16 @@ def attend(
             `sdpa`.
 
     Returns:
-        The output ``(B, Nq, H, Dv)``, and None in place of the pattern, which is not stored.
+        The output ``(B, Nq, H, Dv)``, and the `saccade.Pattern`, which is not stored, if the model is to return it
+        (``output_attentions=True``); else None.
 
     Raises:
         UnsupportedModelError: the model asks for something that changes the pattern and is not
             known here.
-        ArgumentError: dropout in training, or `output_attentions`.
+        ArgumentError: dropout in training.
     """
     traced = torch.compiler.is_dynamo_compiling()
-    if traced and (functional.OBSERVED or isinstance(attention_mask, CarriedMask)):
+    if traced and (functional.OBSERVED or others.get("output_attentions") or isinstance(attention_mask, CarriedMask)):
         return _attend_uncompiled(
             module,
             query,
@@ -473,19 +475,28 @@ def attend(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     visible, bias, offset = _understand(attention_mask, query.shape[2], key.shape[2], causal=bool(causal))
     token = None if traced else QUERY_OFFSET.set(None if offset is None else int(offset))
+    query, key, value = _autocast(query, key, value)
+    options = {
+        "mask": visible,
+        "scale": scaling,
+        "softcap": softcap,
+        "bias": _sum(position_bias, bias),
+        "sinks": s_aux,
+    }
     try:
-        output = functional.attention(
-            *_autocast(query, key, value),
-            mask=visible,
-            scale=scaling,
-            softcap=softcap,
-            bias=_sum(position_bias, bias),
-            sinks=s_aux,
-        )
+        output = functional.attention(query, key, value, **options)
     finally:
         if token is not None:
             QUERY_OFFSET.reset(token)
-    return output.transpose(1, 2).contiguous(), None
+    pattern = None if traced or not _collected(others) else Pattern(query, key, **options)
+    return output.transpose(1, 2).contiguous(), pattern
+
+
+def _collected(others: dict[str, Any]) -> bool:
+    """Whether the model is to return its patterns: it says so, or transformers' own hooks wait for them."""
+    from transformers.utils.output_capturing import _active_collector
+
+    return bool(others.get("output_attentions")) or any("attentions" in key for key in _active_collector.get() or ())
 
 
 _attend_uncompiled = functional.uncompiled(attend)
@@ -516,11 +527,6 @@ def _refuse(module: nn.Module, dropout: float, others: dict[str, Any]) -> None:
             "computes the exact "
             "pattern, without dropout: call model.eval() or set the attention dropout of its "
             "configuration to 0"
-        )
-    if others.get("output_attentions"):
-        raise ArgumentError(
-            "output_attentions=True asks for Nq x Nk patterns, which Saccade does not store: use "
-            "`with saccade.observe(model, statistics=[...])`, or saccade.detach(model)"
         )
 
 
