@@ -426,7 +426,7 @@ def attend(
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
     **others: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Pattern | None]:
     """The attention function that transformers calls.
 
     Args:
@@ -476,7 +476,7 @@ def attend(
     visible, bias, offset = _understand(attention_mask, query.shape[2], key.shape[2], causal=bool(causal))
     token = None if traced else QUERY_OFFSET.set(None if offset is None else int(offset))
     query, key, value = _autocast(query, key, value)
-    options = {
+    options: dict[str, Any] = {
         "mask": visible,
         "scale": scaling,
         "softcap": softcap,
