@@ -12,7 +12,16 @@ import torch
 import saccade
 from saccade import masks, scores, statistics
 from saccade.backends import choose, operation
-from saccade.errors import BackendError, DerivativeError, DeviceError, DtypeError, MaskError, SaccadeError, ShapeError
+from saccade.errors import (
+    ArgumentError,
+    BackendError,
+    DerivativeError,
+    DeviceError,
+    DtypeError,
+    MaskError,
+    SaccadeError,
+    ShapeError,
+)
 from saccade.functional import check_inputs, make_problem
 
 
@@ -242,3 +251,48 @@ def test_a_mask_met_in_inference_serves_training():
     q.requires_grad_()
     saccade.attention(q, q, q, mask=masks.causal()).sum().backward()
     assert q.grad is not None
+
+
+def test_tensors_that_are_not_written_out():
+    """Lazy negatives and zeros without memory: what counts is what they stand for."""
+    x = torch.randn(1, 2, 8, 4)
+    for _ in range(2):  # the second call is a repeated one
+        assert torch.equal(saccade.attention(torch._neg_view(x), x, x), saccade.attention(-x, x, x))
+        zero = torch._efficientzerotensor(x.shape)
+        assert torch.equal(saccade.attention(zero, x, x), saccade.attention(torch.zeros_like(x), x, x))
+
+
+@pytest.mark.parametrize("mask", [masks.causal(1 << 35), masks.window(2**63 - 1, 2**63 - 1), masks.window(None, None)])
+def test_reaches_beyond_any_text(mask):
+    x = torch.randn(1, 2, 8, 4)
+    assert torch.equal(saccade.attention(x, x, x, mask=mask), saccade.attention(x, x, x))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"softcap": "1"}, "softcap = 1: expected a finite number"),
+        ({"bias": scores.ALiBi([0.5, 0.2])}, "values of ALiBi are list"),
+        ({"bias": scores.ALiBi(torch.ones(2), offset=1.5)}, r"ALiBi offset = 1\.5: expected an integer"),
+        ({"bias": torch.ones(8, 8, device="meta")}, "bias on meta holds no numbers"),
+        ({"sinks": torch.ones(2, device="meta")}, "sinks on meta hold"),
+        ({"statistics": None}, "statistics = None"),
+        ({"statistics": statistics.Entropy}, "expected values of saccade.statistics"),
+        ({"statistics": statistics.Distance(1.5)}, "Distance offset"),
+    ],
+)
+def test_what_is_refused(options, words):
+    x = torch.randn(1, 2, 8, 4)
+    with pytest.raises(SaccadeError, match=words):
+        saccade.attention(x, x, x, **options)
+
+
+def test_offsets_beyond_any_text_are_refused():
+    with pytest.raises(MaskError, match="between"):
+        masks.causal(1 << 41)
+
+
+def test_sparse_tensors_are_refused():
+    x = torch.randn(1, 2, 8, 4)
+    with pytest.raises(ArgumentError, match=r"query is torch\.sparse_coo"):
+        saccade.attention(x.to_sparse(), x, x)

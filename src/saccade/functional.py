@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Protocol, overload
 
 import torch
@@ -221,6 +222,8 @@ def _signature(
         return None
     if not (query.is_cpu and key.is_cpu and value.is_cpu and query.dtype == key.dtype == value.dtype):
         return None
+    if not (_written_out(query) and _written_out(key) and _written_out(value)):
+        return None
     if (
         type(scale) not in _NUMBERS
         or type(softcap) not in _NUMBERS
@@ -263,6 +266,8 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> Inputs:
             raise ArgumentError(f"{name} is {type(x).__name__}; expected a torch.Tensor of shape (B, H, N, D)")
         if x.dim() != 4:  # noqa: PLR2004
             raise ShapeError(f"{name} has shape {tuple(x.shape)}; expected 4 dimensions (B, H, N, D)")
+        if x.layout != torch.strided:
+            raise ArgumentError(f"{name} is {x.layout}; expected a dense tensor: call {name}.to_dense()")
     _check_dtypes_and_devices(tensors)
     (batch, heads, _, width), (_, key_heads, keys, _) = query.shape, key.shape
     if key_heads == 0 or heads % key_heads:
@@ -280,7 +285,12 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> Inputs:
         )
     if width == 0:
         raise ShapeError(f"query has shape {tuple(query.shape)}; expected a width D of at least 1")
-    return Inputs(query, key, value)
+    return Inputs(*(x if _written_out(x) else x.clone() for x in (query, key, value)))
+
+
+def _written_out(x: Tensor) -> bool:
+    """Whether a tensor's memory holds its numbers: not so of lazy negatives, zeros without memory, and sparse ones."""
+    return x.layout is torch.strided and not x.is_neg() and not x._is_zerotensor()  # noqa: SLF001
 
 
 def check_pages(query: Tensor, key: Tensor, value: Tensor, page_table: Tensor) -> Inputs:
@@ -325,6 +335,9 @@ def _plain(query: Tensor, key: Tensor, value: Tensor) -> bool:
         query.dtype == key.dtype == value.dtype == torch.float32
         and query.device == key.device == value.device
         and len(shape) == 4  # noqa: PLR2004
+        and _written_out(query)
+        and _written_out(key)
+        and _written_out(value)
         and shape[3] > 0
         and keys == (shape[0], shape[1], keys[-2], shape[3])
         and value.shape == (*keys[:3], value.shape[-1])
@@ -359,7 +372,7 @@ def make_problem(
         MaskError, ShapeError, ArgumentError: something does not fit.
     """
     lengths = inputs.lengths
-    if softcap is not None and not 0 < softcap < math.inf:
+    if softcap is not None and not (isinstance(softcap, int | float) and 0 < softcap < math.inf):
         raise ArgumentError(f"softcap = {softcap}: expected a finite number > 0, or None for no bound")
     scale = 1.0 / math.sqrt(inputs.query.shape[-1]) if scale is None else scale
     if not isinstance(scale, int | float | torch.SymFloat) or not -math.inf < scale < math.inf:
@@ -379,18 +392,32 @@ def _check_bias(bias: Bias | Tensor | None, lengths: Lengths) -> Bias | None:
     checked = as_bias(bias)
     if checked is None:
         return None
+    if not isinstance(checked.values, Tensor):
+        raise ArgumentError(
+            f"values of {type(checked).__name__} are {type(checked.values).__name__}; expected a tensor"
+        )
+    _check_on("bias", checked.values, lengths)
+    if not _written_out(checked.values):
+        checked = replace(checked, values=checked.values.clone())  # type: ignore[type-var]
     if not checked.values.is_floating_point():
         raise DtypeError(f"bias is {checked.values.dtype}; expected floats (a boolean mask belongs into mask=)")
     return checked.check(lengths)
 
 
+def _check_on(name: str, x: Tensor, lengths: Lengths) -> None:
+    """Refuse a tensor without numbers where there are some."""
+    if x.is_meta and torch.device(lengths.device).type != "meta":
+        raise DeviceError(f"{name} on meta holds no numbers, and query is on {lengths.device}")
+
+
 def _check_sinks(sinks: Tensor, lengths: Lengths) -> Tensor:
     if not isinstance(sinks, Tensor):
         raise ArgumentError(f"sinks are {type(sinks).__name__}; expected a tensor of one logit for each head")
+    _check_on("sinks", sinks, lengths)
     table = sinks[None] if sinks.dim() == 1 else sinks
     if table.dim() != 2 or table.shape[0] not in (1, lengths.batch) or table.shape[1] != lengths.heads:  # noqa: PLR2004
         raise ShapeError(
             f"sinks have shape {tuple(sinks.shape)}; expected one for each head: ({lengths.heads},) or "
             f"({lengths.batch}, {lengths.heads})"
         )
-    return table.to(lengths.device)
+    return (table if _written_out(table) else table.clone()).to(lengths.device)

@@ -28,6 +28,9 @@ MAX_RUNS = 32
 # Predicates are evaluated over at most this many query-key pairs at a time (16 MiB of booleans).
 STRIP_PAIRS = 1 << 24
 
+# No text is so long: farther reaches and offsets would only overflow.
+FARTHEST = 1 << 40
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -94,7 +97,7 @@ class Intervals(Mask):
     def make(cls, starts: Tensor, stops: Tensor, keys: int) -> Intervals:
         """Intervals from lists ``(..., Nq, R)`` in any order, overlapping, touching or empty."""
         starts, stops = torch.broadcast_tensors(starts, stops)
-        starts, stops = (x.to(torch.int32).clamp(0, keys) for x in (starts, stops))
+        starts, stops = (x.clamp(0, keys).to(torch.int32) for x in (starts, stops))
         return cls(*_trim(*_merge(starts, stops, keys), keys), keys)
 
     @property
@@ -203,6 +206,17 @@ def _check_integer(name: str, value: object, least: int | None = None) -> None:
             raise MaskError(f"{name}: the smallest is {int(value.min())}; expected integers{bound}")
     elif not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
         raise MaskError(f"{name} = {value!r}: expected an integer{bound}")
+
+
+def check_offset(name: str, offset: object) -> None:
+    """Refuse an offset that is no integer, or longer than any text.
+
+    Raises:
+        MaskError: it is.
+    """
+    _check_integer(name, offset)
+    if isinstance(offset, int) and abs(offset) > FARTHEST:
+        raise MaskError(f"{name} = {offset}: expected an integer between -2**40 and 2**40")
 
 
 def _merge(starts: Tensor, stops: Tensor, keys: int) -> tuple[Tensor, Tensor]:
@@ -368,7 +382,7 @@ def _positions(lengths: Lengths, offset: int | None, rule: str) -> Tensor:
 
 def _check_offset(rule: str, offset: int | None) -> None:
     if offset is not None:
-        _check_integer(f"{rule} offset", offset)
+        check_offset(f"{rule} offset", offset)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -442,7 +456,10 @@ class _Window(Mask):
     def _reach(reach: int | Tensor | None, lengths: Lengths) -> int | Tensor:
         if reach is None:
             return lengths.queries + lengths.keys
-        if not isinstance(reach, Tensor) or reach.dim() == 0:
+        if not isinstance(reach, Tensor):
+            return min(reach, 2 * FARTHEST)
+        reach = reach.clamp(max=2 * FARTHEST) if reach.dtype == torch.int64 else reach
+        if reach.dim() == 0:
             return reach
         if reach.shape != (lengths.heads,):
             raise MaskError(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from saccade.errors import ShapeError
+from saccade.masks import check_offset
 
 if TYPE_CHECKING:
     from saccade.masks import Dense, Intervals, Lengths
@@ -102,6 +103,8 @@ def _need_offset(name: str, offset: int | None, lengths: Lengths) -> int:
             f"{name} is ambiguous for Nq = {lengths.queries} and Nk = {lengths.keys}: say offset=, the key position "
             f"of the first query ({lengths.keys - lengths.queries} if the last query stands at the last key)"
         )
+    if offset is not None:
+        check_offset(f"{name} offset", offset)
     return offset or 0
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from saccade.errors import ArgumentError, NotAskedError, ShapeError
-from saccade.masks import Lengths
+from saccade.masks import Lengths, check_offset
 from saccade.scores import Area
 
 
@@ -269,6 +269,8 @@ class Distance(Statistic):
                 f"Distance() is ambiguous for Nq = {lengths.queries} and Nk = {lengths.keys}: say offset=, the key "
                 "position of the first query"
             )
+        if self.offset is not None:
+            check_offset("Distance offset", self.offset)
         return Distance(self.offset or 0)
 
     def code(self) -> tuple[str, list[int], Tensor | None]:
@@ -569,6 +571,8 @@ def check_all(statistics: Statistic | Iterable[Statistic], lengths: Lengths) -> 
         ArgumentError: something is no statistic, or one is asked for twice.
         ShapeError: groups or offsets do not fit.
     """
+    if isinstance(statistics, type) or not isinstance(statistics, Statistic | Iterable):
+        raise ArgumentError(f"statistics = {statistics!r}; expected values of saccade.statistics, e.g. [Entropy()]")
     asked = [statistics] if isinstance(statistics, Statistic) else list(statistics)
     for statistic in asked:
         if not isinstance(statistic, Statistic):
