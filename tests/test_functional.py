@@ -296,3 +296,24 @@ def test_sparse_tensors_are_refused():
     x = torch.randn(1, 2, 8, 4)
     with pytest.raises(ArgumentError, match=r"query is torch\.sparse_coo"):
         saccade.attention(x.to_sparse(), x, x)
+
+
+def test_no_heads_are_refused():
+    x = torch.randn(1, 0, 8, 4)
+    with pytest.raises(ShapeError, match="0 heads"):
+        saccade.attention(x, x, x)
+
+
+def test_the_default_device_is_not_that_of_the_inputs():
+    x = torch.randn(1, 2, 8, 4, requires_grad=True)
+    asked = [statistics.Map(3), statistics.Received(), statistics.TopKeys(2)]
+    expected, report = saccade.attention(x, x, x, mask=masks.causal(), statistics=asked)
+    pattern = saccade.Pattern(x, x, mask=masks.causal())
+    with torch.device("meta"):
+        found, again = saccade.attention(x, x, x, mask=masks.causal(), statistics=asked)
+        [gradient] = torch.autograd.grad(found.sum(), x)
+        window = pattern[0, [1], ::2, 3]
+    assert torch.equal(found, expected)
+    assert torch.equal(again.map, report.map)
+    assert gradient.device == x.device
+    assert torch.equal(window, pattern.dense()[0, [1], ::2, 3])

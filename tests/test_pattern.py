@@ -60,6 +60,7 @@ INDICES = [
     (slice(None), slice(1, 3), torch.tensor([69, 0]), slice(None)),
     (0, -1, slice(None), 100),
     (slice(None), [3, 2, 1, 0], 7),
+    (0, slice(None), [], 7),
     (0, 0, slice(9, 9), slice(None)),
     ([1, 0], slice(None, None, 2), 3, slice(-5, None)),
     1,

@@ -290,6 +290,8 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> Inputs:
 
 def _written_out(x: Tensor) -> bool:
     """Whether a tensor's memory holds its numbers: not so of lazy negatives, zeros without memory, and sparse ones."""
+    if torch.compiler.is_dynamo_compiling():  # cannot be asked there; the operation finds them written out
+        return True
     return x.layout is torch.strided and not x.is_neg() and not x._is_zerotensor()  # noqa: SLF001
 
 
@@ -338,6 +340,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and _written_out(query)
         and _written_out(key)
         and _written_out(value)
+        and shape[1] > 0
         and shape[3] > 0
         and keys == (shape[0], shape[1], keys[-2], shape[3])
         and value.shape == (*keys[:3], value.shape[-1])

@@ -534,9 +534,11 @@ def _positions(part: Any, length: int) -> Tensor:
     """The positions that an index names, ``(n,)``."""
     if isinstance(part, bool) or not isinstance(part, int | slice | Sequence | Tensor) or isinstance(part, str):
         raise IndexError(f"index {part!r}: expected an integer, a slice, or a list of integers")
+    if isinstance(part, Sequence) and not part:
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     if isinstance(part, slice):
-        return torch.arange(length)[part] if (part.step or 1) > 0 else torch.tensor(range(length)[part])
-    chosen = torch.as_tensor(part).cpu()
+        return torch.tensor(range(length)[part], device="cpu", dtype=torch.int64)
+    chosen = part.cpu() if isinstance(part, Tensor) else torch.tensor(part, device="cpu")
     if chosen.dtype == torch.bool and chosen.shape == (length,):
         chosen = chosen.nonzero()[:, 0]
     if chosen.dim() > 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:

@@ -482,7 +482,7 @@ class Map(Statistic):
 
 def cell_bounds(length: int, cells: int) -> Tensor:
     """Where the cells of a `Map` begin and the last ends: ``floor(a * length / cells)``, int64 ``(cells + 1,)``."""
-    return torch.arange(cells + 1) * length // max(cells, 1)
+    return torch.arange(cells + 1, device="cpu") * length // max(cells, 1)
 
 
 def _cell_of(position: Tensor, length: int, cells: int) -> Tensor:
