@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -130,16 +131,13 @@ def measure(case: Case, effort: Effort) -> Result:
         exact = case.exact()
         errors = tuple((calls[name]().double() - exact).abs().max().item() for name in ("sdpa", "saccade"))
     calls.pop("float32", None)
-    with threads(1):
-        peak = _peak()
-        one = compare(effort, calls)
-    return Result(case, many, one, peak, errors)
-
-
-def _peak() -> float | None:
-    """The most operations per second of one core; None without compiled kernels."""
     library = native.load()
-    return None if isinstance(library, str) else max(library.peak() for _ in range(5))
+    peaks: list[float] = []
+    if not isinstance(library, str):  # in turn with the rest, as clocks change
+        calls["peak"] = lambda: peaks.append(library.peak(5_000_000))
+    with threads(1):
+        one = compare(effort, calls)
+    return Result(case, many, one, statistics.median(peaks) if peaks else None, errors)
 
 
 def float16_beside_float32(results: list[Result]) -> str:
