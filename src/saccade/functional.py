@@ -216,7 +216,7 @@ def _signature(
     query: Tensor, key: Tensor, value: Tensor, mask: object, scale: object, softcap: object
 ) -> tuple[object, ...] | None:
     """All that a call depends on but the numbers; None if it may depend on more, or if anybody wants to see it."""
-    if operation.watched() or OBSERVED or not (type(query) is type(key) is type(value) is Tensor):
+    if operation.watched() or OBSERVER.get() is not None or not (type(query) is type(key) is type(value) is Tensor):
         return None
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return None
