@@ -101,11 +101,6 @@ INLINE float sum(vf x) {
     for (int i = 0; i < width; i++) total[i] += total[i + width];
   return total[0];
 }
-INLINE float largest(vf x) {
-  float top = x[0];
-  for (int i = 1; i < W; i++) top = x[i] > top ? x[i] : top;
-  return top;
-}
 INLINE int32_t smallest(vi x) {
   int32_t low = x[0];
   for (int i = 1; i < W; i++) low = x[i] < low ? x[i] : low;

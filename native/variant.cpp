@@ -54,6 +54,9 @@ static bool over_heads(const Task &task) {
   return false;
 }
 
+// What a by-key statistic has its own result for, and an item of work to itself: a head, or a batch element.
+static int64_t units_of(const Task &task) { return task.problem.batch * (over_heads(task) ? 1 : task.problem.heads); }
+
 // One byte a key head behind the partial results: whether it was checked.
 static char *checked(Task &task) { return task.shared + task.shared_bytes - task.problem.batch * task.problem.key_heads; }
 
@@ -84,7 +87,7 @@ template <class Each>
 static void each_block(Task &task, int64_t item, Each each) {
   const Problem &p = task.problem;
   const Blocks blocks(p, true);
-  const int64_t units = p.batch * (over_heads(task) ? 1 : p.heads), group = p.heads / p.key_heads;
+  const int64_t units = units_of(task), group = p.heads / p.key_heads;
   const int64_t split = task.splits - 1 - item / units, unit = item % units;
   const bool together = over_heads(task);
   const int64_t batch = together ? unit : unit / p.heads, first = together ? 0 : unit % p.heads;
@@ -170,7 +173,7 @@ static void forward(Task &task) {
   task.phase_count = 1;
   if (p.statistics_count > 0) {
     const bool keys = has_by_key(task);
-    const int64_t units = p.batch * (over_heads(task) ? 1 : p.heads);
+    const int64_t units = units_of(task);
     task.splits = keys ? parts_for(units, blocks_of(p)) : 1;
     task.shared_bytes = Answers::partial_bytes(task, task.splits) + heads;
     const int64_t workspace = workspace_of([&](Arena &arena) { Attention(task, arena, true); });
@@ -211,7 +214,7 @@ static void observe_blocks(Task &task, int64_t item, char *workspace) {
 static void observe(Task &task) {
   const Problem &p = task.problem;
   const Blocks blocks(p, true);
-  const int64_t units = p.batch * (over_heads(task) ? 1 : p.heads);
+  const int64_t units = units_of(task);
   task.splits = parts_for(units, blocks_of(p));
   task.shared_bytes = Answers::partial_bytes(task, task.splits) + p.batch * p.key_heads;
   const int64_t workspace = workspace_of([&](Arena &arena) { Attention(task, arena, false); });

@@ -283,8 +283,7 @@ class Pattern:
                 [len(x) for part, x in zip(parts, wanted, strict=True) if not isinstance(part, int)]
             )
         self.lse  # noqa: B018  once for all heads, not again for each selection
-        window = _window(self._select(batch, heads), *wanted[2:])
-        return window[tuple(0 if isinstance(part, int) else slice(None) for part in parts)]
+        return _squeezed(_window(self._select(batch, heads), *wanted[2:]), parts)
 
     def dense(self) -> Tensor:
         """The whole pattern as a tensor ``(B, H, Nq, Nk)``: what a viewer for short texts wants.
@@ -400,12 +399,10 @@ class MeanPattern:
 
     def __getitem__(self, index: Any) -> Tensor:
         """As of `Pattern`."""
-        batch, head, rows, columns = _spread(index, 4)
-        _positions(head, 1)
-        mean = self._heads[batch if not isinstance(batch, int) else [batch], :, _listed(rows), _listed(columns)].mean(
-            1, keepdim=True
-        )
-        return mean[tuple(0 if isinstance(part, int) else slice(None) for part in (batch, head, rows, columns))]
+        parts = _spread(index, 4)
+        _positions(parts[1], 1)
+        batch, _, rows, columns = (_listed(part) for part in parts)
+        return _squeezed(self._heads[batch, :, rows, columns].mean(1, keepdim=True), parts)
 
     def dense(self) -> Tensor:
         """As of `Pattern`."""
@@ -550,7 +547,13 @@ def _positions(part: Any, length: int) -> Tensor:
 
 
 def _listed(part: Index) -> Index:
+    """The same index, but one that keeps its dimension."""
     return [part] if isinstance(part, int) else part
+
+
+def _squeezed(window: Tensor, parts: Sequence[Index]) -> Tensor:
+    """A window of four dimensions without those that an integer named."""
+    return window[tuple(0 if isinstance(part, int) else slice(None) for part in parts)]
 
 
 def _range(name: str, part: slice | None, length: int) -> slice:
