@@ -54,6 +54,42 @@ class IntegrityError(SaccadeError):
     """A file whose content is not what it should be."""
 
 
+class TraceError(SaccadeError):
+    """Something about a trace; the classes below say what."""
+
+
+class NotATraceError(TraceError):
+    """There is no trace at a path, or something else is."""
+
+
+class TraceVersionError(TraceError):
+    """A trace of a version of the format that this Saccade does not know."""
+
+
+class TraceFormatError(TraceError):
+    """A trace's metadata break the specification (docs/trace-format.md); nothing of it is used."""
+
+
+class DamagedTraceError(TraceError):
+    """A file of a trace is missing, cut off, or not what was written."""
+
+
+class TraceExistsError(TraceError):
+    """A recording would write where something is already."""
+
+
+class TraceBusyError(TraceError):
+    """Another recorder is writing to the trace."""
+
+
+class TraceWriteError(TraceError):
+    """A trace cannot be written on: the disk is full, or refuses. What was finished before is whole."""
+
+
+class NotRecordedError(TraceError, AttributeError):
+    """A trace was asked for something that was not kept in it."""
+
+
 class MissingExtraError(SaccadeError, ImportError):
     """An optional dependency is not installed; the message ends with the command that installs it."""
 

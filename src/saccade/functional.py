@@ -32,8 +32,8 @@ class Observer(Protocol):
     def wanted(self, lengths: Lengths) -> Sequence[Statistic]:
         """What to compute for a call of these lengths, besides what its caller asked for."""
 
-    def receive(self, report: Report) -> None:
-        """Take the call's report."""
+    def receive(self, report: Report, problem: Problem, inputs: Inputs) -> None:
+        """Take the call's report, and what formed the pattern that it is of."""
 
 
 OBSERVER: ContextVar[Observer | None] = ContextVar("saccade_observer", default=None)
@@ -185,7 +185,7 @@ def _answer(
     # Caller and observer may ask for one statistic in two ways (other groups, another k): each gets its own.
     forward = operation.call(chosen, problem, inputs, [*asked, *extra])
     if observer is not None:
-        observer.receive(_report(extra, forward.results[len(asked) :], forward.lse))
+        observer.receive(_report(extra, forward.results[len(asked) :], forward.lse), problem, inputs)
     return (forward.output, _report(asked, forward.results[: len(asked)], forward.lse)) if asked else forward.output
 
 

@@ -388,16 +388,16 @@ def test_a_forward_without_attention():
 
 
 def test_no_forward_at_all():
-    with pytest.raises(ArgumentError, match="Net was not run inside the observe context"), observe(Net()):
+    with pytest.raises(ArgumentError, match="Net was not run inside its context"), observe(Net()):
         attention(X, X, X)
-    with pytest.raises(ArgumentError, match="Net was not run inside the observe context"), observe(Net()):
+    with pytest.raises(ArgumentError, match="Net was not run inside its context"), observe(Net()):
         pass
 
 
 def test_another_thread_is_not_silent():
     net = Net()
     with (
-        pytest.raises(ArgumentError, match=r"not run inside the observe context.*in this thread"),
+        pytest.raises(ArgumentError, match=r"not run inside its context.*in this thread"),
         observe(net, [Entropy()]),
         ThreadPoolExecutor(1) as pool,
     ):

@@ -297,7 +297,7 @@ class Counter:
         del lengths
         return []
 
-    def receive(self, report):
+    def receive(self, report, problem, inputs):
         del report
         self.calls += 1
 

@@ -1,4 +1,4 @@
-"""`observe`: the statistics of every attention call that a model makes.
+"""`observe`: the statistics of every attention call that a model makes; `watching`: all that can be seen of it.
 
 Every call of `saccade.attention` asks `functional.OBSERVER` what is wanted, and tells it the
 result. What remains to be known here is whose call it was: hooks on the model's modules keep the
@@ -8,19 +8,22 @@ stack of those that are running, and the innermost one is the site of the call.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from saccade.adapters import huggingface
+from saccade.backends import Inputs
 from saccade.errors import ArgumentError, ShapeError, UnsupportedModelError
 from saccade.functional import OBSERVER, Observer, observed_by
 from saccade.masks import Lengths
+from saccade.scores import Problem
 from saccade.statistics import Distance, Report, Statistic, TopKeysResult, check_all
 
 
@@ -110,16 +113,69 @@ def observe(model: nn.Module, statistics: Statistic | Iterable[Statistic] = ()) 
     >>> observation.calls[0].report.entropy.exp().round().tolist()  # four keys, all alike
     [[[4.0, 4.0, 4.0, 4.0]]]
     """
-    _refuse_compiled(model)
     asked = [statistics] if isinstance(statistics, Statistic) else list(statistics)
     observation = Observation()
+    with watching(model, _Collector(asked, observation.calls)) as watch:
+        yield observation
+    check_complete(model, {call.forward for call in observation.calls}, watch)
+
+
+class Listener(Protocol):
+    """Someone who follows a model while it runs."""
+
+    def statistics(self, running: Running, lengths: Lengths) -> Sequence[Statistic]:
+        """What to compute for a call that this module is about to make."""
+
+    def called(self, call: Call, running: Running, problem: Problem, inputs: Inputs) -> None:
+        """Take an attention call: what was asked of it, and what formed its pattern."""
+
+    def entered(self, running: Running, forward: int) -> None:
+        """A module begins its forward; it is the outermost one if `running.depth` is 0."""
+
+    def left(self, running: Running, forward: int, output: Any) -> None:
+        """A module ended its forward; the output is `FAILED` if an exception ended it."""
+
+
+FAILED = object()
+
+
+@dataclass(eq=False)
+class _Collector:
+    """The listener of `observe`."""
+
+    asked: Sequence[Statistic]
+    calls: list[Call]
+
+    def statistics(self, running: Running, lengths: Lengths) -> Sequence[Statistic]:
+        """See `Listener`."""
+        del running, lengths
+        return self.asked
+
+    def called(self, call: Call, running: Running, problem: Problem, inputs: Inputs) -> None:
+        """See `Listener`."""
+        del running, problem, inputs
+        self.calls.append(call)
+
+    def entered(self, running: Running, forward: int) -> None:
+        """See `Listener`."""
+
+    def left(self, running: Running, forward: int, output: Any) -> None:
+        """See `Listener`."""
+
+
+@contextmanager
+def watching(model: nn.Module, listener: Listener) -> Iterator[Watch]:
+    """Tell a listener of all that a model does in this context; see `observe` for what is served and what is left.
+
+    Raises:
+        UnsupportedModelError, ShapeError, ArgumentError: as of `observe`, but for what it finds out at its end.
+    """
+    _refuse_compiled(model)
     with ExitStack() as stack:
         stack.enter_context(_served(model))
-        watch = stack.enter_context(_watched(model))
-        observer = _Watcher(observation, asked, watch, OBSERVER.get())
-        stack.enter_context(observed_by(observer))
-        yield observation
-    _check_complete(model, observation, watch)
+        watch = stack.enter_context(_watched(model, listener))
+        stack.enter_context(observed_by(_Watcher(watch, OBSERVER.get())))
+        yield watch
 
 
 @contextmanager
@@ -145,15 +201,25 @@ def _refuse_compiled(model: nn.Module) -> None:
             )
 
 
-def _check_complete(model: nn.Module, observation: Observation, watch: _Watch) -> None:
-    """Raise if the model was not run, if a forward made no attention call, or none was made at all."""
+def check_complete(model: nn.Module, calling: set[int], watch: Watch) -> None:
+    """Raise if the model was not run, if a forward made no attention call, or none was made at all.
+
+    Args:
+        model: the model that was watched.
+        calling: the numbers of the forwards that made an attention call.
+        watch: what `watching` gave.
+
+    Raises:
+        ArgumentError: the model was not run.
+        UnsupportedModelError: a forward made no attention call.
+    """
     if not watch.count:
         raise ArgumentError(
-            f"{type(model).__name__} was not run inside the observe context: call the model itself "
+            f"{type(model).__name__} was not run inside its context: call the model itself "
             "(not a copy) inside it, in this thread"
         )
-    silent = sorted(watch.whole - {call.forward for call in observation.calls})
-    if silent or not observation.calls:
+    silent = sorted(watch.whole - calling)
+    if silent or not calling:
         what = f"forward {silent[0]} of {watch.count}" if silent else f"{watch.count} forwards"
         raise UnsupportedModelError(
             f"no attention call came through Saccade in {what} of {type(model).__name__}: its "
@@ -166,17 +232,23 @@ def _check_complete(model: nn.Module, observation: Observation, watch: _Watch) -
 
 
 @dataclass(frozen=True, eq=False)
-class _Running:
-    """A module in its forward, with the arguments it was given."""
+class Running:
+    """A module in its forward, with the arguments it was given.
+
+    Attributes:
+        site: its `named_modules` path.
+        depth: how many modules of the model were running around it.
+    """
 
     site: str
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    depth: int = 0
 
     def is_cross_attention(self) -> bool:
         """Whether queries and keys come from different sequences, as far as the arguments tell."""
-        given = self._arguments()
+        given = self.arguments()
         if any(given.get(name) is not None for name in _OTHER_SEQUENCE):
             return True
         query, key = given.get("query"), given.get("key")
@@ -184,7 +256,8 @@ class _Running:
             return key is not query
         return bool(getattr(self.module, "is_cross_attention", False))
 
-    def _arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name; only those given by keyword if the others' names cannot be known."""
         try:
             bound = inspect.signature(self.module.forward).bind_partial(*self.args, **self.kwargs)
         except (TypeError, ValueError):
@@ -197,37 +270,59 @@ _OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "cross_attention
 
 
 @dataclass(eq=False)
-class _Watch:
+class Watch:
     """The modules of one model that are running now, and how many forwards there were.
 
     Attributes:
+        listener: who is told.
         running: outermost first.
         count: forwards begun.
         whole: those among them that were forwards of the model itself and not of a part of it.
+        failed: those that an exception ended.
     """
 
-    running: list[_Running] = field(default_factory=list)
+    listener: Listener
+    running: list[Running] = field(default_factory=list)
     count: int = 0
     whole: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
 
-    def enter(self, running: _Running) -> None:
+    @property
+    def forward(self) -> int:
+        """The number of the running forward."""
+        return self.count - 1
+
+    def enter(self, running: Running) -> None:
+        if not running.site:  # what is still here was interrupted (Ctrl-C runs no hooks)
+            self._drop(0)
         if not self.running:
             if not running.site:
                 self.whole.add(self.count)
             self.count += 1
+        running = replace(running, depth=len(self.running))
         self.running.append(running)
+        self.listener.entered(running, self.forward)
 
-    def leave(self, module: nn.Module) -> None:
-        # Modules above this one on the stack, if any, failed before their hooks could run.
-        while any(entry.module is module for entry in self.running):
-            if self.running.pop().module is module:
-                return
+    def leave(self, module: nn.Module, output: Any) -> None:
+        depth = next((entry.depth for entry in reversed(self.running) if entry.module is module), None)
+        if depth is None:
+            return
+        self._drop(depth + 1)  # modules above this one, if any, failed before their hooks could run
+        if output is FAILED and not depth:
+            self.failed.add(self.forward)
+        self.listener.left(self.running.pop(), self.forward, output)
+
+    def _drop(self, depth: int) -> None:
+        while len(self.running) > depth:
+            if len(self.running) == 1:
+                self.failed.add(self.forward)
+            self.listener.left(self.running.pop(), self.forward, FAILED)
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[_Watch]:
-    """Hooks on every module of the model that keep a `_Watch`."""
-    watch = _Watch()
+def _watched(model: nn.Module, listener: Listener) -> Iterator[Watch]:
+    """Hooks on every module of the model that keep a `Watch`."""
+    watch = Watch(listener)
     with ExitStack() as stack:
         stack.callback(_WATCHES.reset, _WATCHES.set(_WATCHES.get() | {watch}))
         with huggingface.LOCK:
@@ -239,7 +334,7 @@ def _watched(model: nn.Module) -> Iterator[_Watch]:
 
 
 # The observations that are open here: a module's hooks also run in the forwards of other threads.
-_WATCHES: ContextVar[frozenset[_Watch]] = ContextVar("saccade_watches", default=frozenset())
+_WATCHES: ContextVar[frozenset[Watch]] = ContextVar("saccade_watches", default=frozenset())
 
 
 @dataclass(eq=False)
@@ -247,7 +342,7 @@ class _Hook:
     """The hooks of one module. Its copies, on a copy of the module, watch nothing."""
 
     site: str = ""
-    watch: _Watch | None = None
+    watch: Watch | None = None
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
@@ -255,11 +350,11 @@ class _Hook:
     # No kwargs: another thread is just adding or removing this hook, so the call is not ours.
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if self.watch in _WATCHES.get() and self.watch is not None:
-            self.watch.enter(_Running(self.site, module, args, kwargs or {}))
+            self.watch.enter(Running(self.site, module, args, kwargs or {}))
 
-    def leave(self, module: nn.Module, *_: Any) -> None:
+    def leave(self, module: nn.Module, _: Any, output: Any) -> None:
         if self.watch in _WATCHES.get() and self.watch is not None:
-            self.watch.leave(module)
+            self.watch.leave(module, FAILED if output is None and sys.exc_info()[1] is not None else output)
 
 
 # ---------------------------------------------------------------------------------- the observer
@@ -269,9 +364,7 @@ class _Hook:
 class _Watcher:
     """The observer of one context; serves the context around it, if there is one, as well."""
 
-    observation: Observation
-    statistics: Sequence[Statistic]
-    watch: _Watch
+    watch: Watch
     outer: Observer | None
     _lengths: Lengths | None = None
     _fields: frozenset[str] = frozenset()
@@ -282,25 +375,26 @@ class _Watcher:
         self._lengths, self._fields = lengths, frozenset(s.field for s in mine)
         return mine if self.outer is None else _together(mine, self.outer.wanted(lengths))
 
-    def receive(self, report: Report) -> None:
+    def receive(self, report: Report, problem: Problem, inputs: Inputs) -> None:
         """See `saccade.functional.Observer`."""
         if self.watch.running and self._lengths is not None:
-            site = self.watch.running[-1].site
+            running = self.watch.running[-1]
             detached = Report({name: _detach(report[name]) for name in report if name in self._fields})
-            call = Call(site, self.watch.count - 1, self._lengths, detached)
-            self.observation.calls.append(call)
+            call = Call(running.site, self.watch.forward, self._lengths, detached)
+            self.watch.listener.called(call, running, problem, inputs)
         if self.outer is not None:
-            self.outer.receive(report)
+            self.outer.receive(report, problem, inputs)
 
     def _mine(self, lengths: Lengths) -> list[Statistic]:
         running = self.watch.running[-1]
         cross = running.is_cross_attention()
-        placed = [_placed(statistic, lengths, cross=cross) for statistic in self.statistics]
+        asked = self.watch.listener.statistics(running, lengths)
+        placed = [_placed(statistic, lengths, cross=cross) for statistic in asked]
         try:
             return check_all([statistic for statistic in placed if statistic is not None], lengths)
         except ShapeError as error:
             raise ShapeError(
-                f"{running.site}, forward {self.watch.count - 1}, Nq = {lengths.queries}, Nk = {lengths.keys}: {error}"
+                f"{running.site}, forward {self.watch.forward}, Nq = {lengths.queries}, Nk = {lengths.keys}: {error}"
             ) from None
 
 
