@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from saccade.adapters.torch_sdpa import sdpa
     from saccade.functional import attention
     from saccade.pattern import Pattern
+    from saccade.trace import Trace, open_trace, record
 
 __all__ = [
     "Pattern",
+    "Trace",
     "__version__",
     "attach",
     "attention",
@@ -26,6 +28,8 @@ __all__ = [
     "masks",
     "nn",
     "observe",
+    "open_trace",
+    "record",
     "scores",
     "sdpa",
     "statistics",
@@ -34,10 +38,13 @@ __all__ = [
 _MODULES = ("errors", "masks", "nn", "scores", "statistics")
 _HOME = {
     "Pattern": "pattern",
+    "Trace": "trace",
     "attach": "adapters.huggingface",
     "attention": "functional",
     "detach": "adapters.huggingface",
     "observe": "adapters.observation",
+    "open_trace": "trace",
+    "record": "trace",
     "sdpa": "adapters.torch_sdpa",
 }
 

@@ -90,6 +90,18 @@ class Pattern:
         self.backend, _ = backends.choose(self.problem, self.inputs, backend)
         self._lse: Tensor | None = None
 
+    def with_lse(self, lse: Tensor) -> Pattern:
+        """The same pattern with its lse ``(B, H, Nq)``, where that is known; that of another gives wrong answers.
+
+        Raises:
+            ShapeError: it has another shape.
+        """
+        if lse.shape != self.shape[:3]:
+            raise ShapeError(f"lse has shape {tuple(lse.shape)}; expected (B, H, Nq) = {tuple(self.shape[:3])}")
+        made = copy(self)
+        vars(made)["_lse"] = lse.to(self.device, self.dtype)
+        return made
+
     # ------------------------------------------------------------------------------------ a matrix
 
     @property
@@ -260,7 +272,7 @@ class Pattern:
             key = key[:, _as_slice(chosen // self.inputs.group)]
         made = copy(self)
         made.inputs = Inputs(query[batch][:, heads], key[batch], key[batch])
-        made.problem = _of_heads(self.problem, batch, heads)
+        made.problem = self.problem.select(batch, heads)
         vars(made)["_lse"] = None if self._lse is None else self._lse[batch][:, heads]
         return made
 
@@ -463,22 +475,6 @@ def _window(pattern: Pattern, rows: Tensor, columns: Tensor) -> Tensor:
         return pattern.backend.window(pattern.problem, pattern.inputs, pattern.lse, i, j)
 
     return torch.cat([torch.cat([window(i, j) for j in _runs(columns)], -1) for i in _runs(rows)], 2)
-
-
-def _of_heads(problem: Problem, batch: Any, heads: Any) -> Problem:
-    """The problem of some batch elements and heads."""
-
-    def part(x: Tensor) -> Tensor:
-        x = x if x.shape[0] == 1 else x[batch]
-        return x if x.shape[1] == 1 else x[:, heads]
-
-    mask, bias, sinks = problem.mask, problem.bias, problem.sinks
-    if isinstance(mask, Intervals):
-        mask = Intervals(part(mask.starts), part(mask.stops), mask.keys)
-    elif isinstance(mask, Dense):
-        mask = Dense(part(mask.visible))
-    values = None if bias is None else part(bias.values)
-    return replace(problem, mask=mask).with_tensors(values, None if sinks is None else part(sinks))
 
 
 def _restricted(problem: Problem, rows: slice, keys: slice, lengths: Lengths) -> Problem:

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from saccade.errors import ShapeError
-from saccade.masks import check_offset
+from saccade.masks import Dense, Intervals, check_offset
 
 if TYPE_CHECKING:
-    from saccade.masks import Dense, Intervals, Lengths
+    from saccade.masks import Lengths
 
 Columns = slice | Tensor
 
@@ -299,3 +299,18 @@ class Problem:
         if self.bias is not None:
             bias = decode_bias(self.bias.kind, values, self.bias.numbers())
         return replace(self, bias=bias, sinks=sinks)
+
+    def select(self, batch: Any, heads: Any) -> Problem:
+        """The problem of some batch elements and heads: a slice or a list of positions each."""
+
+        def part(x: Tensor) -> Tensor:
+            x = x if x.shape[0] == 1 else x[batch]
+            return x if x.shape[1] == 1 else x[:, heads]
+
+        mask, bias, sinks = self.mask, self.bias, self.sinks
+        if isinstance(mask, Intervals):
+            mask = Intervals(part(mask.starts), part(mask.stops), mask.keys)
+        elif isinstance(mask, Dense):
+            mask = Dense(part(mask.visible))
+        values = None if bias is None else part(bias.values)
+        return replace(self, mask=mask).with_tensors(values, None if sinks is None else part(sinks))

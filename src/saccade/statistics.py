@@ -571,6 +571,15 @@ def check_all(statistics: Statistic | Iterable[Statistic], lengths: Lengths) -> 
         ArgumentError: something is no statistic, or one is asked for twice.
         ShapeError: groups or offsets do not fit.
     """
+    return [statistic.check(lengths) for statistic in check_kinds(statistics)]
+
+
+def check_kinds(statistics: Statistic | Iterable[Statistic]) -> list[Statistic]:
+    """The asked statistics as a list, each once.
+
+    Raises:
+        ArgumentError: something is no statistic, or one is asked for twice.
+    """
     if isinstance(statistics, type) or not isinstance(statistics, Statistic | Iterable):
         raise ArgumentError(f"statistics = {statistics!r}; expected values of saccade.statistics, e.g. [Entropy()]")
     asked = [statistics] if isinstance(statistics, Statistic) else list(statistics)
@@ -583,7 +592,7 @@ def check_all(statistics: Statistic | Iterable[Statistic], lengths: Lengths) -> 
     for field in fields:
         if fields.count(field) > 1:
             raise ArgumentError(f"statistics asks for {field} {fields.count(field)} times: a report holds one of each")
-    return [statistic.check(lengths) for statistic in asked]
+    return asked
 
 
 def merge_keys(statistics: Sequence[Statistic], reports: Sequence[Report], key_offsets: Sequence[int]) -> Report:

@@ -37,12 +37,14 @@ class Call:
             is called directly counts as well: an encoder-decoder's `generate` runs the encoder (0),
             then the decoder once for each token.
         lengths: B, H, Nq and Nk.
-        report: the statistics, detached from any graph.
+        statistics: what was asked, fitted to this call.
+        report: the answers, detached from any graph.
     """
 
     site: str
     forward: int
     lengths: Lengths
+    statistics: Sequence[Statistic]
     report: Report
 
 
@@ -249,7 +251,7 @@ class Running:
     def is_cross_attention(self) -> bool:
         """Whether queries and keys come from different sequences, as far as the arguments tell."""
         given = self.arguments()
-        if any(given.get(name) is not None for name in _OTHER_SEQUENCE):
+        if any(given.get(name) is not None for name in OTHER_SEQUENCE):
             return True
         query, key = given.get("query"), given.get("key")
         if isinstance(query, Tensor) and isinstance(key, Tensor):
@@ -266,7 +268,7 @@ class Running:
 
 
 # How the attention modules of transformers call the sequence that keys and values come from.
-_OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
+OTHER_SEQUENCE = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
 
 
 @dataclass(eq=False)
@@ -293,6 +295,7 @@ class Watch:
         return self.count - 1
 
     def enter(self, running: Running) -> None:
+        """A module begins."""
         if not running.site:  # what is still here was interrupted (Ctrl-C runs no hooks)
             self._drop(0)
         if not self.running:
@@ -304,6 +307,7 @@ class Watch:
         self.listener.entered(running, self.forward)
 
     def leave(self, module: nn.Module, output: Any) -> None:
+        """A module ended."""
         depth = next((entry.depth for entry in reversed(self.running) if entry.module is module), None)
         if depth is None:
             return
@@ -367,20 +371,20 @@ class _Watcher:
     watch: Watch
     outer: Observer | None
     _lengths: Lengths | None = None
-    _fields: frozenset[str] = frozenset()
+    _asked: Sequence[Statistic] = ()
 
     def wanted(self, lengths: Lengths) -> Sequence[Statistic]:
         """See `saccade.functional.Observer`."""
         mine = self._mine(lengths) if self.watch.running else []
-        self._lengths, self._fields = lengths, frozenset(s.field for s in mine)
+        self._lengths, self._asked = lengths, mine
         return mine if self.outer is None else _together(mine, self.outer.wanted(lengths))
 
     def receive(self, report: Report, problem: Problem, inputs: Inputs) -> None:
         """See `saccade.functional.Observer`."""
         if self.watch.running and self._lengths is not None:
             running = self.watch.running[-1]
-            detached = Report({name: _detach(report[name]) for name in report if name in self._fields})
-            call = Call(running.site, self.watch.forward, self._lengths, detached)
+            detached = Report({asked.field: _detach(report[asked.field]) for asked in self._asked})
+            call = Call(running.site, self.watch.forward, self._lengths, self._asked, detached)
             self.watch.listener.called(call, running, problem, inputs)
         if self.outer is not None:
             self.outer.receive(report, problem, inputs)

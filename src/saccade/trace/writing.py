@@ -1,0 +1,319 @@
+"""Traces on a disk, written while the model runs.
+
+Rows wait in memory until an array has `FLUSH_BYTES` of them, then become one shard; so a short entry has one file for
+each array, and a long one is written layer by layer. Files are written under another name and renamed. An entry's own
+metadata are written twice: as unfinished when it begins, and in full when all its arrays are there; the trace's own say
+that it is complete only when it is closed. So whatever ends the process, what is marked as finished is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saccade.errors import TraceBusyError, TraceExistsError, TraceWriteError
+from saccade.trace.layout import (
+    ENTRIES,
+    MEMBER,
+    ZSTD_LEVEL,
+    chunk_and_shard,
+    entry_path,
+    fill_value,
+    itemsize,
+    pyramid,
+)
+from saccade.trace.metadata import Array, EntryMetadata, TraceMetadata, digest
+from saccade.trace.reading import LocalFiles, StoredEntry, StoredTrace, map_levels, need_zarr, read_root
+from saccade.trace.storage import Arrays, Values, on_host
+
+FLUSH_BYTES = 8 << 20
+LOCK = ".lock"
+PARTIAL = ".partial"
+
+
+class DiskSink:
+    """A trace that is being written; one recorder at a time.
+
+    Args:
+        path: the folder; new or empty, unless `resume`.
+        metadata: what the trace says of itself.
+        resume: go on with a trace of the same model and options, also where there is none yet.
+
+    Raises:
+        TraceExistsError: something is there, or it was recorded in another way.
+        TraceBusyError: another recorder writes there.
+        TraceWriteError: the folder cannot be written to.
+    """
+
+    def __init__(self, path: Path, metadata: TraceMetadata, *, resume: bool = False) -> None:
+        need_zarr()
+        self.path, self.metadata = path, metadata
+        with _writing(path):
+            self._check_free(resume=resume)
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+        try:
+            self._open(resume=resume)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _check_free(self, *, resume: bool) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise TraceExistsError(f"{self.path} is a file; a trace is a folder: choose another name")
+        if not resume and self._names():
+            started = (self.path / "zarr.json").exists() and (self.path / ENTRIES).exists()
+            more = ", or go on with it: --resume, resume=True" if started else ""
+            raise TraceExistsError(f"{self.path} is not empty: choose another name{more}")
+
+    def _names(self) -> set[str]:
+        """What is in the folder that matters."""
+        return {path.name for path in self.path.iterdir()} - {LOCK, f"zarr.json{PARTIAL}"}
+
+    def _open(self, *, resume: bool) -> None:
+        files = LocalFiles(self.path)
+        if resume and (self.path / "zarr.json").exists():
+            self._check_same(read_root(files))
+        elif resume and self._names():
+            raise TraceExistsError(f"{self.path} holds something that is no trace: choose another name")
+        self._set_complete(complete=False)
+        self._group(ENTRIES, {})
+        stored = StoredTrace(files)
+        self.finished: list[Arrays] = stored.finished
+        self._files, self._guard = files, stored.guard
+        if stored.unfinished is not None:
+            shutil.rmtree(self.path / entry_path(stored.unfinished))
+
+    def _check_same(self, found: TraceMetadata) -> None:
+        """Refuse to go on with a trace of another model or with other options."""
+        for name in ("model", "fingerprint", "keep", "statistics", "layers", "heads", "hidden"):
+            mine, theirs = getattr(self.metadata, name), getattr(found, name)
+            if mine != theirs:
+                what = "of other weights" if name == "fingerprint" else f"with {name} {theirs!r}, not {mine!r}"
+                raise TraceExistsError(
+                    f"{self.path} was recorded {what}: it cannot be gone on with; choose another name"
+                )
+
+    def begin(self, index: int) -> DiskEntry:
+        """See `Sink`."""
+        assert index == len(self.finished)
+        with _writing(self.path):
+            self._group(entry_path(index), {MEMBER: {"index": index, "complete": False}})
+        return DiskEntry(self, index)
+
+    def finish(self, metadata: EntryMetadata) -> StoredEntry:
+        """An entry's arrays are all there: mark it so."""
+        self._group(entry_path(metadata.index), {MEMBER: _sealed({**metadata.to_json(), "complete": True})})
+        entry = StoredEntry(self._files, self._guard, metadata.index)
+        self.finished.append(entry)
+        return entry
+
+    def close(self) -> None:
+        """See `Sink`."""
+        try:
+            with _writing(self.path):
+                self._set_complete(complete=True)
+        finally:
+            self._unlock()
+
+    def _set_complete(self, *, complete: bool) -> None:
+        self.metadata = self.metadata.closed(len(self.finished)) if complete else self.metadata.opened()
+        self._group("", {MEMBER: _sealed(self.metadata.to_json())})
+
+    def _group(self, path: str, attributes: dict[str, Any]) -> None:
+        """Write a group's metadata."""
+        folder = self.path / path
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder, {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+    def _unlock(self) -> None:
+        with suppress(OSError):
+            (self.path / LOCK).unlink()
+        os.close(self._lock)
+
+
+def _write_json(folder: Path, document: dict[str, Any]) -> None:
+    """Write a `zarr.json`, so that there is the old one or the new one."""
+    temporary = folder / f"zarr.json{PARTIAL}"
+    temporary.write_text(json.dumps(document, allow_nan=False), encoding="ascii")
+    temporary.replace(folder / "zarr.json")
+
+
+def _sealed(document: dict[str, Any]) -> dict[str, Any]:
+    """With its digest, over what JSON makes of it."""
+    plain = json.loads(json.dumps(document, allow_nan=False))
+    return {**plain, "digest": digest(plain)}
+
+
+def _lock(path: Path) -> int:
+    """An open file that only one process at a time can hold; the system lets go of it if that one dies."""
+    while True:
+        handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise TraceBusyError(
+                f"{path} is being written by another recorder: wait for it, or choose another name"
+            ) from None
+        try:
+            if os.path.samestat(os.fstat(handle), (path / LOCK).stat()):
+                return handle
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # whoever had it has just removed it
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What a disk says when it cannot be written to, as a `TraceWriteError`."""
+    try:
+        yield
+    except OSError as error:
+        raise TraceWriteError(
+            f"{path} cannot be written to: {error.strerror or error}. The entries that were finished are whole; "
+            "when that is mended, --resume (resume=True) goes on after them"
+        ) from error
+
+
+class DiskEntry:
+    """An entry that is being written."""
+
+    def __init__(self, sink: DiskSink, index: int) -> None:
+        self._sink, self._index = sink, index
+        self._path = sink.path / entry_path(index)
+        self._waiting: dict[str, list[Tensor]] = {}
+        self._shards: dict[str, _RowsOnDisk] = {}
+        self._whole: dict[str, Values] = {}
+
+    def append(self, path: str, row: Tensor) -> None:
+        """See `Open`."""
+        rows = self._waiting.setdefault(path, [])
+        rows.append(on_host(row))
+        started = self._shards.get(path)
+        enough = len(rows) * _bytes(row) >= FLUSH_BYTES if started is None else len(rows) == started.rows_in_shard
+        if enough:
+            with _writing(self._sink.path):
+                self._flush(path)
+
+    def put(self, path: str, array: Values) -> None:
+        """See `Open`."""
+        self._whole[path] = on_host(array) if isinstance(array, Tensor) else array
+
+    def finish(self, metadata: EntryMetadata) -> StoredEntry:
+        """See `Open`."""
+        expected = metadata.arrays()
+        with _writing(self._sink.path):
+            for path in list(self._waiting):
+                self._flush(path)
+            for path, array in self._whole.items():
+                _create(self._path / path, expected[path], 1)[...] = _numpy(array)
+            for path, written in self._shards.items():
+                written.describe(expected[path])
+            assert set(expected) == {*self._shards, *self._whole}
+            self._describe_groups(metadata, expected)
+            return self._sink.finish(metadata)
+
+    def discard(self) -> None:
+        """See `Open`."""
+        self._waiting.clear()
+        shutil.rmtree(self._path, ignore_errors=True)
+
+    def _flush(self, path: str) -> None:
+        rows = self._waiting[path]
+        if not rows:
+            return
+        written = self._shards.setdefault(path, _RowsOnDisk(self._path / path, len(rows)))
+        written.append(rows)
+        rows.clear()
+
+    def _describe_groups(self, metadata: EntryMetadata, expected: dict[str, Array]) -> None:
+        """Every folder on the way to an array is a group; a map's are pyramids."""
+        place = entry_path(metadata.index)
+        groups = {parent.as_posix() for path in expected for parent in list(Path(path).parents)[:-1]}
+        for group in sorted(groups):
+            self._sink._group(f"{place}/{group}", {})  # noqa: SLF001
+        for number, stack in enumerate(metadata.stacks):
+            levels = map_levels(metadata, number)
+            for b in range(stack.batch if levels else 0):
+                name = f"entry {metadata.index}, batch element {b}"
+                attributes = pyramid(name, (stack.queries, stack.keys), levels)
+                self._sink._group(f"{place}/maps/{number}/{b}", attributes)  # noqa: SLF001
+
+
+class _RowsOnDisk:
+    """An array of rows whose number is not known before the last one was written."""
+
+    def __init__(self, path: Path, rows_in_shard: int) -> None:
+        self._path = path
+        self.rows_in_shard = rows_in_shard
+        self._written = 0
+        self._array: Any = None
+
+    def append(self, rows: list[Tensor]) -> None:
+        """Write a shard's rows; fewer than a shard has only at the end."""
+        numbers = _numpy(torch.stack(rows))
+        if self._array is None:
+            shape = (self.rows_in_shard, *numbers.shape[1:])
+            dims = ("layer", *(f"{d}" for d in range(1, numbers.ndim)))
+            self._array = _create(self._path, Array(shape, str(numbers.dtype), dims), self.rows_in_shard)
+        total = self._written + len(rows)
+        if total > self._array.shape[0]:
+            self._array.resize((total, *numbers.shape[1:]))
+        self._array[self._written : total] = numbers
+        self._written = total
+
+    def describe(self, expected: Array) -> None:
+        """Now that all rows are there, write what the array is."""
+        made = (self._written, *self._array.shape[1:]) if self._array is not None else None
+        assert made == expected.shape, f"{self._path}: {made} was written, {expected.shape} expected"
+        document = json.loads((self._path / "zarr.json").read_text())
+        document["shape"] = list(expected.shape)
+        document["dimension_names"] = list(expected.dims)
+        if expected.precision is not None:
+            document["attributes"] = {"precision": expected.precision}
+        _write_json(self._path, document)
+
+
+def _create(path: Path, array: Array, rows_in_shard: int) -> Any:
+    """A new array of Zarr."""
+    import zarr
+    from zarr.codecs import ZstdCodec
+    from zarr.storage import LocalStore
+
+    chunk, shard = chunk_and_shard(array, rows_in_shard)
+    return zarr.create_array(
+        LocalStore(path),
+        shape=array.shape,
+        chunks=chunk,
+        shards=shard,
+        dtype=str if array.dtype == "string" else array.dtype,
+        compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
+        fill_value=fill_value(array.dtype),
+        dimension_names=array.dims,
+        attributes={} if array.precision is None else {"precision": array.precision},
+        zarr_format=3,
+        config={"write_empty_chunks": True},
+    )
+
+
+def _numpy(values: Values) -> Any:
+    if not isinstance(values, Tensor):
+        return np.asarray(values, dtype=object)
+    return values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+
+
+def _bytes(row: Tensor) -> int:
+    return row.numel() * itemsize("float32" if row.dtype == torch.bfloat16 else str(row.dtype).removeprefix("torch."))
