@@ -220,8 +220,8 @@ def check_complete(model: nn.Module, calling: set[int], watch: Watch) -> None:
             f"{type(model).__name__} was not run inside its context: call the model itself "
             "(not a copy) inside it, in this thread"
         )
-    silent = sorted(watch.whole - calling)
-    if silent or not calling:
+    silent = sorted(watch.whole - watch.failed - calling)
+    if silent or not (calling or watch.failed):
         what = f"forward {silent[0]} of {watch.count}" if silent else f"{watch.count} forwards"
         raise UnsupportedModelError(
             f"no attention call came through Saccade in {what} of {type(model).__name__}: its "

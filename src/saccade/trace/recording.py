@@ -135,7 +135,7 @@ def record(
     if resume and to is None:
         raise ArgumentError("resume=True needs to=, the folder of the recording to go on with")
     sink = MemorySink(about) if to is None else DiskSink(Path(to), about, resume=resume)
-    recorder = _Recorder(sink, choice, tokenizer, _Blocks(model))
+    recorder = _Recorder(model, sink, choice, tokenizer)
     try:
         with watching(model, recorder) as watch:
             yield recorder.recording
@@ -211,12 +211,13 @@ class _Choice:
         """Whether a call is to be recorded, by its site and its layer's number."""
         return self.layers is None or number in self.layers or site in self.layers
 
-    def check_used(self, seen: dict[str, int]) -> None:
+    def check_used(self, seen: dict[str, set[int]]) -> None:
         """Refuse, at the end, layers that there never were."""
-        unknown = [x for x in self.layers or () if x not in seen and x not in seen.values()]
+        numbers = set().union(*seen.values())
+        unknown = [x for x in self.layers or () if x not in seen and x not in numbers]
         if unknown:
             raise ArgumentError(
-                f"layers: there is no {unknown[0]!r}; layers were {sorted(set(seen.values()))}, sites {list(seen)}"
+                f"layers: there is no {unknown[0]!r}; layers were {sorted(numbers)}, sites {list(seen)}"
             )
 
 
@@ -323,12 +324,13 @@ class _Blocks:
 class _Recorder:
     """The listener of a recording."""
 
-    def __init__(self, sink: Sink, choice: _Choice, tokenizer: Any, blocks: _Blocks) -> None:
-        self.sink, self.choice, self.blocks = sink, choice, blocks
+    def __init__(self, model: nn.Module, sink: Sink, choice: _Choice, tokenizer: Any) -> None:
+        self.sink, self.choice, self.blocks = sink, choice, _Blocks(model)
+        self.encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         self.recording = Recording(sink)
         self.tokenizer = tokenizer
         self.calling: set[int] = set()  # the forwards that made a call
-        self.seen: dict[str, int] = {}  # every site, and its layer's number
+        self.seen: dict[str, set[int]] = {}  # every site, and its layers' numbers
         self._history = _History()
         self._entry: _Entry | None = None
 
@@ -357,7 +359,8 @@ class _Recorder:
         if self.choice.hidden and running.module in self.blocks.modules:
             entry.layer_out(self.blocks.modules[running.module], _first_tensor(output))
         if not running.depth:
-            self._history.end(entry.tokens, output)
+            if self.encoder_decoder:
+                self._history.end(entry.tokens, output)
             self._finish(entry)
 
     def statistics(self, running: Running, lengths: Lengths) -> Sequence[Statistic]:
@@ -370,7 +373,7 @@ class _Recorder:
         if entry is None:
             return
         number = self._number(running.site)
-        self.seen[running.site] = number
+        self.seen.setdefault(running.site, set()).add(number)
         self.calling.add(call.forward)
         if self._wanted(running.site):
             heads = self._heads(call)
@@ -502,9 +505,9 @@ class _History:
         self._now.clear()
 
     def end(self, tokens: list[Tokens], output: Any) -> None:
-        """A forward of these tokens ended."""
+        """A forward of these tokens ended: perhaps that of an encoder."""
         state = _first_tensor(output)
-        if tokens and state is not None and tokens[0].ids.shape == state.shape[:2]:
+        if [t.name for t in tokens] == ["input_ids"] and state is not None and tokens[0].ids.shape == state.shape[:2]:
             self._encoded = state.detach(), tokens[0]
 
     def encoded(self, running: Running) -> Tokens | None:
