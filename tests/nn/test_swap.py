@@ -35,7 +35,7 @@ def calls():
             return []
 
         def receive(self, report, problem, inputs):
-            del report
+            del report, problem, inputs
 
     calls = []
     token = OBSERVER.set(Observer())

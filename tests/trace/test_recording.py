@@ -15,12 +15,13 @@ from saccade import attention, masks, record, scores
 from saccade.errors import ArgumentError, NotRecordedError, ShapeError, UnsupportedModelError
 from saccade.functional import OBSERVER
 from saccade.statistics import Distance, Entropy, Map, Mass, Received, TopKeys
-from saccade.trace.recording import coarser, default_statistics
+from saccade.trace.choice import default_statistics
+from saccade.trace.entry import coarser
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
 
-from architectures import ARCHITECTURES, largest_error, token_ids  # noqa: E402
-from tiny_models import VOCAB, tokenizer  # noqa: E402
+from architectures import ARCHITECTURES, largest_error, token_ids
+from tiny_models import VOCAB, tokenizer
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()

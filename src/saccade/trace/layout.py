@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from saccade.trace.metadata import Array
+from saccade.statistics import Map
+from saccade.trace.metadata import Array, EntryMetadata, Stack, pyramid_sides
 
 MEMBER = "saccade"  # of a group's attributes
 ENTRIES = "entries"
@@ -83,3 +85,22 @@ def pyramid(name: str, lengths: tuple[int, int], levels: Sequence[tuple[int, int
         datasets.append({"path": f"s{level}/map", "coordinateTransformations": transformations})
     scales = {"name": name, "axes": [{"name": n, "type": t} for n, t in axes], "datasets": datasets}
     return {"ome": {"version": "0.5", "multiscales": [scales]}}
+
+
+def map_levels(stack: Stack) -> list[tuple[int, int]]:
+    """The cells of each level of a stack's maps; none if it has no maps."""
+    found = [s for s in stack.asked() if isinstance(s, Map)]
+    return pyramid_sides(found[0].grid(stack.lengths)) if found else []
+
+
+def group_attributes(metadata: EntryMetadata) -> dict[str, dict[str, Any]]:
+    """Every group within an entry, by path, and its attributes."""
+    found: dict[str, dict[str, Any]] = {
+        parent.as_posix(): {} for path in metadata.arrays() for parent in list(PurePosixPath(path).parents)[:-1]
+    }
+    for number, stack in enumerate(metadata.stacks):
+        if levels := map_levels(stack):
+            for b in range(stack.batch):
+                name = f"entry {metadata.index}, batch element {b}"
+                found[f"maps/{number}/{b}"] = pyramid(name, (stack.queries, stack.keys), levels)
+    return found

@@ -38,7 +38,6 @@ from saccade.trace.metadata import (
     EntryMetadata,
     TraceMetadata,
     digest,
-    pyramid_sides,
 )
 from saccade.trace.storage import Arrays, Index, Values
 
@@ -155,6 +154,24 @@ def need_zarr() -> None:
         import zarr  # noqa: F401
     except ImportError:
         raise MissingExtraError("zarr", "trace") from None
+
+
+def open_files(path: str | Path) -> Files:
+    """The files of a trace, by folder or URL.
+
+    Raises:
+        NotATraceError: there is no such folder.
+        MissingExtraError: what reads that URL is not installed.
+    """
+    need_zarr()
+    if "://" in str(path):
+        return RemoteFiles(str(path))
+    folder = Path(path)
+    if not folder.exists():
+        raise NotATraceError(f"{folder}: there is nothing of that name")
+    if not folder.is_dir():
+        raise NotATraceError(f"{folder} is a file; a trace is a folder")
+    return LocalFiles(folder)
 
 
 # ---------------------------------------------------------------------------------------- JSON
@@ -295,14 +312,15 @@ class StoredEntry:
     """An entry in a store; nothing is read before it is asked for."""
 
     def __init__(self, files: Files, guard: GuardedStore, index: int) -> None:
-        self._files, self.guard, self._index = files, guard, index
+        self.files, self.guard, self._index = files, guard, index
         self.path = entry_path(index)
+        self.name = f"{files.name}, entry {index}"
 
     @cached_property
     def metadata(self) -> EntryMetadata:
         """What the entry says of itself."""
-        where = f"{self._files.name}, entry {self._index}"
-        document = _entry_document(self._files, self._index)
+        where = self.name
+        document = _entry_document(self.files, self._index)
         if document.get("complete") is not True:
             raise DamagedTraceError(f"{where} is marked as unfinished, and others follow it")
         _check_digest(document, where)
@@ -321,21 +339,22 @@ class StoredEntry:
 
     def read(self, path: str, index: Index = ()) -> Values:
         """See `Arrays`."""
+        return _as_values(self.raw(path, index), self.arrays[path])
+
+    def raw(self, path: str, index: Index = ()) -> Any:
+        """The same as NumPy has it; bfloat16 as float32."""
         expected = self.arrays[path]
         place = f"{self.path}/{path}"
-        where = f"{self._files.name}/{place}"
+        where = f"{self.files.name}/{place}"
         with _reading(where):
             array = self._open(place, expected)
             lists = any(isinstance(part, list) for part in index)
-            found = array.oindex[index] if lists else array[index or ...]
-        return _as_values(found, expected)
+            return np.asarray(array.oindex[index] if lists else array[index or ...])
 
     def _open(self, place: str, expected: Array) -> Any:
         import zarr
 
-        chunk, shard = check_array(
-            read_json(self._files, f"{place}/zarr.json"), expected, f"{self._files.name}/{place}"
-        )
+        chunk, shard = check_array(read_json(self.files, f"{place}/zarr.json"), expected, f"{self.files.name}/{place}")
         self.guard.expect(place, Shard(expected.dtype, chunk, shard))
         return zarr.open_array(self.guard, path=place, mode="r", zarr_format=3)
 
@@ -355,7 +374,7 @@ def _reading(where: str) -> Iterator[None]:
 def _as_values(found: Any, expected: Array) -> Values:
     if expected.dtype == "string":
         return np.asarray(found, dtype=object)
-    values = torch.from_numpy(np.array(found))
+    values = torch.from_numpy(found if found.flags.writeable else found.copy())
     return values if expected.precision is None else values.to(PRECISIONS[expected.precision])
 
 
@@ -429,18 +448,29 @@ def _check_codecs(codecs: Any, expected: Array, where: str) -> tuple[int, ...]:
     if not isinstance(codecs, list) or len(codecs) != 1:
         raise TraceFormatError(f"{where}: codecs are {_short(codecs)}; expected sharding_indexed")
     sharding = _configured(codecs[0], "sharding_indexed", f"{where}: codecs")
-    names = ["vlen-utf8" if expected.dtype == "string" else "bytes", "zstd"]
-    for member, wanted in (("codecs", names), ("index_codecs", ["bytes", "crc32c"])):
-        found = sharding.get(member)
-        named = [c.get("name") if isinstance(c, Mapping) else None for c in found] if isinstance(found, list) else None
-        if named != wanted:
-            raise TraceFormatError(f"{where}: {member} are {_short(found)}; expected {', '.join(wanted)}")
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    first = {"name": "vlen-utf8", "configuration": {}} if expected.dtype == "string" else little
+    first = {"name": "bytes"} if itemsize(expected.dtype) == 1 else first  # one byte has no order
+    _check_chain(sharding.get("codecs"), [first, {"name": "zstd"}], f"{where}: codecs")
+    _check_chain(sharding.get("index_codecs"), [little, {"name": "crc32c"}], f"{where}: index_codecs")
     if sharding.get("index_location", "end") != "end":
         raise TraceFormatError(f"{where}: the index of a shard has to be at its end")
     chunk = sharding.get("chunk_shape")
     if not _is_shape(chunk, len(expected.shape)) or math.prod(chunk) * itemsize(expected.dtype) > MOST_CHUNK:
         raise TraceFormatError(f"{where}: chunk_shape is {_short(chunk)}; expected at most {MOST_CHUNK >> 20} MiB")
     return tuple(chunk)
+
+
+def _check_chain(found: Any, expected: list[dict[str, Any]], where: str) -> None:
+    """The codecs are these, in this order; of zstd, that it has checksums."""
+    plain = [dict(codec) if isinstance(codec, Mapping) else codec for codec in found] if isinstance(found, list) else []
+    for codec in plain:
+        if isinstance(codec, dict) and codec.get("name") == "zstd":
+            configuration = codec.pop("configuration", None)
+            if not isinstance(configuration, Mapping) or configuration.get("checksum") is not True:
+                raise TraceFormatError(f"{where}: zstd is without checksum")
+    if plain != expected:
+        raise TraceFormatError(f"{where} are {_short(found)}; expected {_short(expected)}")
 
 
 @dataclass(frozen=True)
@@ -547,11 +577,3 @@ def _guard_class() -> Any:  # zarr is imported only by those who use it
                     shard.check_chunk(bytes(content[offset : offset + min(length, 32)]), where)
 
     return Guard
-
-
-def map_levels(metadata: EntryMetadata, stack: int) -> list[tuple[int, int]]:
-    """The cells of each level of a stack's maps; none if it has no maps."""
-    from saccade.statistics import Map
-
-    found = [s for s in metadata.stacks[stack].asked() if isinstance(s, Map)]
-    return pyramid_sides(found[0].grid(metadata.stacks[stack].lengths)) if found else []

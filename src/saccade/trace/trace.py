@@ -9,14 +9,14 @@ from typing import Any, Protocol, cast, overload
 
 from torch import Tensor
 
-from saccade.errors import MissingExtraError, NotATraceError, NotRecordedError
+from saccade.errors import MissingExtraError, NotRecordedError
 from saccade.masks import Dense, Intervals, Mask
 from saccade.pattern import Pattern
 from saccade.scores import Bias, decode_bias
 from saccade.statistics import Map, Received, Report, TopKeys, TopKeysResult
 from saccade.trace.metadata import EntryMetadata, Stack, TraceMetadata
 from saccade.trace.metadata import Site as SiteMetadata
-from saccade.trace.reading import LocalFiles, RemoteFiles, StoredEntry, StoredTrace
+from saccade.trace.reading import StoredEntry, StoredTrace, open_files
 from saccade.trace.storage import Arrays, Index
 from saccade.trace.tokens import Tokens
 
@@ -467,12 +467,4 @@ def open_trace(path: str | Path) -> Trace:
             read later may raise these as well.
         MissingExtraError: zarr, or what reads that URL, is not installed.
     """
-    url = str(path)
-    if "://" in url:
-        return Trace(StoredTrace(RemoteFiles(url)))
-    folder = Path(path)
-    if not folder.exists():
-        raise NotATraceError(f"{folder}: there is nothing of that name")
-    if not folder.is_dir():
-        raise NotATraceError(f"{folder} is a file; a trace is a folder")
-    return Trace(StoredTrace(LocalFiles(folder)))
+    return Trace(StoredTrace(open_files(path)))

@@ -29,11 +29,11 @@ from saccade.trace.layout import (
     chunk_and_shard,
     entry_path,
     fill_value,
+    group_attributes,
     itemsize,
-    pyramid,
 )
 from saccade.trace.metadata import Array, EntryMetadata, TraceMetadata, digest
-from saccade.trace.reading import LocalFiles, StoredEntry, StoredTrace, map_levels, need_zarr, read_root
+from saccade.trace.reading import LocalFiles, StoredEntry, StoredTrace, need_zarr, read_root
 from saccade.trace.storage import Arrays, Values, on_host
 
 FLUSH_BYTES = 8 << 20
@@ -89,7 +89,7 @@ class DiskSink:
         elif resume and self._names():
             raise TraceExistsError(f"{self.path} holds something that is no trace: choose another name")
         self._set_complete(complete=False)
-        self._group(ENTRIES, {})
+        _write_group(self.path / ENTRIES, {})
         stored = StoredTrace(files)
         self.finished: list[Arrays] = stored.finished
         self._files, self._guard = files, stored.guard
@@ -110,12 +110,13 @@ class DiskSink:
         """See `Sink`."""
         assert index == len(self.finished)
         with _writing(self.path):
-            self._group(entry_path(index), {MEMBER: {"index": index, "complete": False}})
+            _write_group(self.path / entry_path(index), {MEMBER: {"index": index, "complete": False}})
         return DiskEntry(self, index)
 
     def finish(self, metadata: EntryMetadata) -> StoredEntry:
         """An entry's arrays are all there: mark it so."""
-        self._group(entry_path(metadata.index), {MEMBER: _sealed({**metadata.to_json(), "complete": True})})
+        document = _sealed({**metadata.to_json(), "complete": True})
+        _write_group(self.path / entry_path(metadata.index), {MEMBER: document})
         entry = StoredEntry(self._files, self._guard, metadata.index)
         self.finished.append(entry)
         return entry
@@ -130,18 +131,18 @@ class DiskSink:
 
     def _set_complete(self, *, complete: bool) -> None:
         self.metadata = self.metadata.closed(len(self.finished)) if complete else self.metadata.opened()
-        self._group("", {MEMBER: _sealed(self.metadata.to_json())})
-
-    def _group(self, path: str, attributes: dict[str, Any]) -> None:
-        """Write a group's metadata."""
-        folder = self.path / path
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder, {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+        _write_group(self.path, {MEMBER: _sealed(self.metadata.to_json())})
 
     def _unlock(self) -> None:
         with suppress(OSError):
             (self.path / LOCK).unlink()
         os.close(self._lock)
+
+
+def _write_group(folder: Path, attributes: dict[str, Any]) -> None:
+    """Make a folder a group of Zarr."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder, {"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
 def _write_json(folder: Path, document: dict[str, Any]) -> None:
@@ -223,7 +224,8 @@ class DiskEntry:
             for path, written in self._shards.items():
                 written.describe(expected[path])
             assert set(expected) == {*self._shards, *self._whole}
-            self._describe_groups(metadata, expected)
+            for group, attributes in group_attributes(metadata).items():
+                _write_group(self._path / group, attributes)
             return self._sink.finish(metadata)
 
     def discard(self) -> None:
@@ -238,19 +240,6 @@ class DiskEntry:
         written = self._shards.setdefault(path, _RowsOnDisk(self._path / path, len(rows)))
         written.append(rows)
         rows.clear()
-
-    def _describe_groups(self, metadata: EntryMetadata, expected: dict[str, Array]) -> None:
-        """Every folder on the way to an array is a group; a map's are pyramids."""
-        place = entry_path(metadata.index)
-        groups = {parent.as_posix() for path in expected for parent in list(Path(path).parents)[:-1]}
-        for group in sorted(groups):
-            self._sink._group(f"{place}/{group}", {})  # noqa: SLF001
-        for number, stack in enumerate(metadata.stacks):
-            levels = map_levels(metadata, number)
-            for b in range(stack.batch if levels else 0):
-                name = f"entry {metadata.index}, batch element {b}"
-                attributes = pyramid(name, (stack.queries, stack.keys), levels)
-                self._sink._group(f"{place}/maps/{number}/{b}", attributes)  # noqa: SLF001
 
 
 class _RowsOnDisk:
