@@ -1,8 +1,8 @@
 """The command line: reads arguments, calls the library, turns its errors into messages.
 
 Commands import what they need when they run, so that ``--help`` and ``--version`` answer at once.
-Exit codes: 0 done, 2 the request cannot be served as it stands (the message says why), 130
-interrupted, 141 whoever read our output left.
+Exit codes: 0 done, 1 what was to be verified is wrong, 2 the request cannot be served as it stands (the message says
+why), 130 interrupted, 141 whoever read our output left.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from saccade.views import AttentionView
 
-BAD_REQUEST, INTERRUPTED, READER_LEFT = 2, 130, 141
+WRONG, BAD_REQUEST, INTERRUPTED, READER_LEFT = 1, 2, 130, 141
 NARROWEST = 40  # columns; a terminal that claims fewer is written to as if it had these
 ENDINGS = (".png", ".svg", ".json", ".csv")
 MEAN = "mean"
@@ -44,6 +45,10 @@ EXAMPLES = """Examples:
   saccade show --file poem.txt --layer 1 --head 4 --out head.png
 
   echo "Some text" | saccade show --model gpt2 --out weights.csv
+
+  saccade record story.txt --keep qk --out runs/story.zarr
+
+  saccade info runs/story.zarr
 
   saccade doctor
 """
@@ -300,6 +305,169 @@ def _write(view: AttentionView, out: Path, focus: int | None) -> None:
     typer.echo(f"wrote {out}")
     for remark in remarks:
         typer.echo(f"saccade: {remark}", err=True)
+
+
+# ---------------------------------------------------------------------------------------- traces
+
+
+@app.command()
+@command
+def record(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts to read; - or nothing: standard input.", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The trace to write: a new folder.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A hub name or a folder. Default: the small pretrained model."),
+    ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(help="statistics; qk: queries and keys too, for exact patterns; qkv: values as well."),
+    ] = "statistics",
+    layers: Annotated[str | None, typer.Option(help="Only these layers: 0,3-5.", metavar="NUMBERS")] = None,
+    heads: Annotated[str | None, typer.Option(help="Only these heads: 0,3-5.", metavar="NUMBERS")] = None,
+    batch: Annotated[int, typer.Option(help="Texts in one forward.", min=1)] = 1,
+    hidden: Annotated[bool, typer.Option("--hidden/--no-hidden", help="Keep hidden states, or not.")] = True,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="text: a file is a text; lines; jsonl; auto: by the file's ending."),
+    ] = "auto",
+    field: Annotated[str, typer.Option(help="The member of a JSON line that holds the text.")] = "text",
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long for the model.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a recording that was stopped.")] = False,
+) -> None:
+    """Keep on disk where a model looks while it reads texts. Ctrl-C finishes the current entry."""
+    if out is None:
+        raise errors.ArgumentError("expected --out FOLDER.zarr, where the trace is to be written")
+    chosen: dict[str, Any] = {"layers": _numbers("layers", layers), "heads": _numbers("heads", heads)}
+    from saccade.trace.corpus import read_texts, record_texts
+    from saccade.trace.reading import need_zarr
+
+    need_zarr()
+    texts = read_texts(files or ["-"], _content, form=form, field=field)
+    with _progress("reading the model"):
+        from saccade.adapters import pretrained
+
+        loaded = pretrained.load(model)
+    with _stoppable() as stopped, _bar() as show_progress:
+        trace = record_texts(
+            loaded, texts, to=out, keep=keep, batch=batch, hidden=hidden, truncate=truncate, resume=resume,
+            on_progress=show_progress, stop=lambda: bool(stopped), **chosen,
+        )  # fmt: skip
+    done, of = len(trace), -(-len(texts) // batch)
+    typer.echo(f"wrote {out}: {done} of {of} entries" if done < of else f"wrote {out}: {of} entries")
+    if done < of:
+        typer.echo("saccade: stopped; the same command with --resume goes on", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _numbers(what: str, value: str | None) -> list[int] | None:
+    """Numbers and ranges of numbers: 0,3-5."""
+    if value is None:
+        return None
+    found: list[int] = []
+    for part in value.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise errors.ArgumentError(f"--{what} {value}: expected numbers and ranges from 0, as 0,3-5")
+        found += range(int(first), int(last if dash else first) + 1)
+    return found
+
+
+def _content(name: str) -> str:
+    """A file's text; - for standard input."""
+    return _decoded(*(_bytes("-", None) if name == "-" else _bytes(None, Path(name))))
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Ctrl-C or a polite kill is noted in a list, which then is not empty; a second one interrupts at once."""
+    stopped: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        del frame
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        typer.echo("\nsaccade: finishing this entry; again to stop at once", err=True)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Any], None]]:
+    """A progress bar on a terminal: tokens, tokens in a second, time left. Nothing elsewhere."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("entry {task.fields[entry]}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, entry="…", speed="")
+
+        def show(progress: Any) -> None:
+            done = min(progress.entries + 1, progress.of)
+            speed = bar.tasks[0].speed
+            said = f"{speed:,.0f} tokens/s" if speed else ""
+            entry = f"{done} of {progress.of}"
+            bar.update(task, completed=progress.tokens, total=progress.total, entry=entry, speed=said)
+
+        yield show
+
+
+@app.command()
+@command
+def info(
+    trace: Annotated[str, typer.Argument(help="A trace: a folder or a URL.")],
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
+) -> None:
+    """Say what is in a trace."""
+    from saccade.trace import open_trace
+    from saccade.trace.summary import describe, summarize
+
+    found = summarize(open_trace(trace), trace)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for line in describe(found):
+        typer.echo(line)
+
+
+@app.command()
+@command
+def verify(trace: Annotated[str, typer.Argument(help="A trace: a folder or a URL.")]) -> None:
+    """Check all of a trace against its specification: metadata, checksums, shapes, numbers."""
+    from saccade.trace.verification import verify as check
+
+    with _progress(f"verifying {trace}"):
+        verdict = check(trace)
+    for finding in verdict.findings:
+        typer.echo(f"sentence {finding.sentence.replace(' ', ', ')}: {finding.message} [{finding.where}]")
+    if not verdict.complete:
+        entry = "" if verdict.unfinished is None else f"; entry {verdict.unfinished} is incomplete"
+        typer.echo(f"{trace} was not closed: it is being recorded, or its recorder was killed{entry}")
+    checked = f"{verdict.entries} entries, {verdict.arrays} arrays, {verdict.numbers:,} numbers"
+    if not verdict.right:
+        typer.echo(f"{trace}: {len(verdict.findings)} wrong ({checked})")
+        sys.exit(WRONG)
+    typer.echo(f"{trace}: all right ({checked})")
 
 
 # ---------------------------------------------------------------------------------------- doctor

@@ -108,7 +108,7 @@ def _chosen(name: str, given: Any, kinds: Any) -> tuple[Any, ...] | None:
     return tuple(dict.fromkeys(listed))
 
 
-def about(model: nn.Module, choice: Choice) -> TraceMetadata:
+def about(model: nn.Module, choice: Choice, name: str | None) -> TraceMetadata:
     """What a trace says of itself when it begins."""
     named = "default" if choice.statistics is None else None
     config = getattr(model, "config", None)
@@ -118,7 +118,7 @@ def about(model: nn.Module, choice: Choice) -> TraceMetadata:
         complete=False,
         entries=0,
         model=type(model).__name__,
-        name=str(getattr(config, "_name_or_path", "") or ""),
+        name=str(getattr(config, "_name_or_path", "") or "") if name is None else name,
         fingerprint=fingerprint(model),
         keep=choice.keep,
         statistics=(named,) if named else tuple(_said(s) for s in choice.statistics or ()),

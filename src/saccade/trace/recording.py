@@ -37,6 +37,7 @@ def record(
     hidden: bool = True,
     to: str | Path | None = None,
     resume: bool = False,
+    name: str | None = None,
 ) -> Iterator[Recording]:
     """Keep what a model attends to, in memory or on disk, while it runs in this context.
 
@@ -54,8 +55,9 @@ def record(
         layers: only these: numbers from 0, or names of sites.
         heads: only these.
         hidden: keep the hidden state that enters each layer, and the one that leaves the last.
-        to: a new folder (by custom named ``.zarr``); None keeps the recording in memory.
+        to: a new folder, by custom named ``.zarr``; None keeps the recording in memory.
         resume: go on with a recording of the same model and options at `to`, after its last whole entry.
+        name: what the model is called; None for what its configuration says.
 
     Yields:
         The recording, a `Trace` that grows.
@@ -79,7 +81,7 @@ def record(
     [0.25, 0.25, 0.25, 0.25]
     """
     choice = Choice.checked(keep, statistics, layers, heads, hidden=hidden)
-    said = about(model, choice)
+    said = about(model, choice, name)
     if resume and to is None:
         raise ArgumentError("resume=True needs to=, the folder of the recording to go on with")
     sink = MemorySink(said) if to is None else DiskSink(Path(to), said, resume=resume)
