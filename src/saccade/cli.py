@@ -343,9 +343,9 @@ def record(
         raise errors.ArgumentError("expected --out FOLDER.zarr, where the trace is to be written")
     chosen: dict[str, Any] = {"layers": _numbers("layers", layers), "heads": _numbers("heads", heads)}
     from saccade.trace.corpus import read_texts, record_texts
-    from saccade.trace.reading import need_zarr
+    from saccade.trace.shards import need_codecs
 
-    need_zarr()
+    need_codecs()
     texts = read_texts(files or ["-"], _content, form=form, field=field)
     with _progress("reading the model"):
         from saccade.adapters import pretrained

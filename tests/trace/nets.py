@@ -1,4 +1,4 @@
-"""A small module with attention, its inputs, and a recorder that can be killed, for tests and their helper processes."""
+"""A small module with attention, its inputs, and a recorder that can be killed."""
 
 from __future__ import annotations
 

@@ -66,6 +66,46 @@ def fill_value(dtype: str) -> Any:
     return math.nan if dtype.startswith("float") else -1
 
 
+def array_json(array: Array, rows: int) -> dict[str, Any]:
+    """An array's `zarr.json`.
+
+    Args:
+        array: what is stored.
+        rows: rows in a shard, for an array of rows.
+    """
+    chunk, shard = chunk_and_shard(array, rows)
+    value = fill_value(array.dtype)
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    sharding = {
+        "chunk_shape": list(chunk),
+        "codecs": [serializer(array.dtype), {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(array.shape),
+        "data_type": array.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": "NaN" if value != value else value,  # noqa: PLR0124  NaN is not itself
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "attributes": {} if array.precision is None else {"precision": array.precision},
+        "dimension_names": list(array.dims),
+        "storage_transformers": [],
+    }
+
+
+def serializer(dtype: str) -> dict[str, Any]:
+    """The codec that makes bytes of numbers or strings."""
+    if dtype == "string":
+        return {"name": "vlen-utf8", "configuration": {}}
+    if itemsize(dtype) == 1:
+        return {"name": "bytes"}  # one byte has no order
+    return {"name": "bytes", "configuration": {"endian": "little"}}
+
+
 def pyramid(name: str, lengths: tuple[int, int], levels: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """The attributes of a map's group, by OME-Zarr 0.5: cells are placed in tokens, cell a of c at its middle.
 

@@ -1,9 +1,8 @@
 """Traces in a Zarr store: opened, checked, read.
 
-Nothing in a store is believed. Metadata are parsed strictly (`metadata`), and an array's own `zarr.json` has to say
-what the entry's metadata imply. `GuardedStore`, through which zarr reads, looks at every byte range before a
-decompressor does. A file that is missing, cut off, or a link to elsewhere, and a frame that would expand to more than
-its chunk, end in a named error and not in a plausible number or a full memory.
+Nothing in a store is believed. Metadata are parsed strictly (`metadata`), an array's own `zarr.json` has to say what
+the entry's metadata imply, and sizes are checked before anything is unpacked (`shards`). A file that is missing, cut
+off, changed, or a link to elsewhere ends in a named error and not in a plausible number or a full memory.
 """
 
 from __future__ import annotations
@@ -11,12 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -25,11 +22,10 @@ from saccade.errors import (
     DamagedTraceError,
     MissingExtraError,
     NotATraceError,
-    TraceError,
     TraceFormatError,
     TraceVersionError,
 )
-from saccade.trace.layout import ENTRIES, MEMBER, entry_path, itemsize
+from saccade.trace.layout import ENTRIES, MEMBER, entry_path, itemsize, serializer
 from saccade.trace.metadata import (
     MOST,
     PRECISIONS,
@@ -39,33 +35,22 @@ from saccade.trace.metadata import (
     TraceMetadata,
     digest,
 )
+from saccade.trace.shards import Ranges, Sharded, need_codecs
 from saccade.trace.storage import Arrays, Index, Values
-
-if TYPE_CHECKING:
-    from zarr.abc.store import Store
 
 # A group's or array's JSON is smaller.
 MOST_JSON = 1 << 26
 # A chunk is smaller when it is unpacked.
 MOST_CHUNK = 1 << 24
-MOST_STRINGS = 1 << 28
-# What zarr and its codecs raise when bytes are not what they should be. MemoryError: a size that is none.
-UNREADABLE = (ValueError, RuntimeError, KeyError, IndexError, TypeError, EOFError, OSError, MemoryError)
 
 
-class Files(Protocol):
+class Files(Ranges, Protocol):
     """The files of a store, on a disk or elsewhere."""
 
     name: str
 
     def read(self, key: str) -> bytes | None:
         """A small file's content; None if there is no such file."""
-
-    def check(self, key: str) -> None:
-        """Refuse a file that lies outside of the store."""
-
-    def store(self) -> Store:
-        """The same files for zarr."""
 
 
 class LocalFiles:
@@ -75,27 +60,31 @@ class LocalFiles:
         self.root = root.resolve()
         self.name = str(root)
 
+    def _path(self, key: str) -> Path:
+        path = self.root / key
+        if not path.resolve().is_relative_to(self.root):
+            raise TraceFormatError(f"{path} is a link that leads out of the trace; it is not followed")
+        return path
+
     def read(self, key: str) -> bytes | None:
         """See `Files`."""
-        self.check(key)
-        path = self.root / key
-        try:
-            if path.stat().st_size > MOST_JSON:
-                raise TraceFormatError(f"{path} is larger than {MOST_JSON >> 20} MiB; no metadata are")
-            return path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        path, size = self._path(key), self.size(key)
+        if size is None:
             return None
+        if size > MOST_JSON:
+            raise TraceFormatError(f"{path} is larger than {MOST_JSON >> 20} MiB; no metadata are")
+        return path.read_bytes()
 
-    def check(self, key: str) -> None:
-        """See `Files`."""
-        if not (self.root / key).resolve().is_relative_to(self.root):
-            raise TraceFormatError(f"{self.root / key} is a link that leads out of the trace; it is not followed")
+    def size(self, key: str) -> int | None:
+        """See `Ranges`."""
+        path = self._path(key)
+        return path.stat().st_size if path.is_file() else None
 
-    def store(self) -> Store:
-        """See `Files`."""
-        from zarr.storage import LocalStore
-
-        return LocalStore(self.root, read_only=True)
+    def part(self, key: str, start: int, length: int) -> bytes:
+        """See `Ranges`."""
+        with self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
 
     def entries(self) -> list[int]:
         """The numbers of the entries' folders."""
@@ -118,10 +107,13 @@ class RemoteFiles:
             raise NotATraceError(f"{url}: {error}") from None
         self.name = url
 
+    def _url(self, key: str) -> str:
+        return f"{self._root.rstrip('/')}/{key}"
+
     def read(self, key: str) -> bytes | None:
         """See `Files`."""
         try:
-            content: bytes = self._fs.cat_file(f"{self._root.rstrip('/')}/{key}", start=0, end=MOST_JSON + 1)
+            content: bytes = self._fs.cat_file(self._url(key), start=0, end=MOST_JSON + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -130,30 +122,32 @@ class RemoteFiles:
             raise TraceFormatError(f"{self.name}/{key} is larger than {MOST_JSON >> 20} MiB; no metadata are")
         return content
 
-    def check(self, key: str) -> None:
-        """See `Files`. What a server gives out is its own affair."""
+    def size(self, key: str) -> int | None:
+        """See `Ranges`."""
+        try:
+            size = self._fs.info(self._url(key))["size"]
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DamagedTraceError(f"{self.name}/{key} cannot be read: {error}") from None
+        return int(size) if size is not None else len(self._fetch(key))
 
-    def store(self) -> Store:
-        """See `Files`."""
-        from zarr.storage import FsspecStore
+    def part(self, key: str, start: int, length: int) -> bytes:
+        """See `Ranges`."""
+        content = self._fetch(key, start=start, end=start + length)
+        # A server that knows no ranges sends the whole file.
+        return content if len(content) <= length else content[start : start + length]
 
-        return FsspecStore.from_url(self.name, read_only=True)
+    def _fetch(self, key: str, **part: int) -> bytes:
+        try:
+            content: bytes = self._fs.cat_file(self._url(key), **part)
+        except OSError as error:
+            raise DamagedTraceError(f"{self.name}/{key} cannot be read: {error}") from None
+        return content
 
 
 def _lacking(error: ImportError) -> str:
     return error.name or "aiohttp"
-
-
-def need_zarr() -> None:
-    """Raise unless zarr is installed.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
-    try:
-        import zarr  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("zarr", "trace") from None
 
 
 def open_files(path: str | Path) -> Files:
@@ -163,7 +157,7 @@ def open_files(path: str | Path) -> Files:
         NotATraceError: there is no such folder.
         MissingExtraError: what reads that URL is not installed.
     """
-    need_zarr()
+    need_codecs()
     if "://" in str(path):
         return RemoteFiles(str(path))
     folder = Path(path)
@@ -234,9 +228,8 @@ class StoredTrace:
     def __init__(self, files: Files) -> None:
         self.files = files
         self.metadata = read_root(files)
-        self.guard = _guarded(files)
         count, self.unfinished = self._count()
-        self.finished: list[Arrays] = [StoredEntry(files, self.guard, i) for i in range(count)]
+        self.finished: list[Arrays] = [StoredEntry(files, i) for i in range(count)]
 
     def _count(self) -> tuple[int, int | None]:
         """How many entries are whole, and the number of one that is not."""
@@ -311,8 +304,9 @@ def is_finished(files: Files, index: int) -> bool:
 class StoredEntry:
     """An entry in a store; nothing is read before it is asked for."""
 
-    def __init__(self, files: Files, guard: GuardedStore, index: int) -> None:
-        self.files, self.guard, self._index = files, guard, index
+    def __init__(self, files: Files, index: int) -> None:
+        self.files, self._index = files, index
+        self._open: dict[str, Sharded] = {}
         self.path = entry_path(index)
         self.name = f"{files.name}, entry {index}"
 
@@ -343,38 +337,22 @@ class StoredEntry:
 
     def raw(self, path: str, index: Index = ()) -> Any:
         """The same as NumPy has it; bfloat16 as float32."""
-        expected = self.arrays[path]
-        place = f"{self.path}/{path}"
+        return self._opened(path).read(self.files, index)
+
+    def _opened(self, path: str) -> Sharded:
+        """An array whose own metadata are right."""
+        expected, place = self.arrays[path], f"{self.path}/{path}"
         where = f"{self.files.name}/{place}"
-        with _reading(where):
-            array = self._open(place, expected)
-            lists = any(isinstance(part, list) for part in index)
-            return np.asarray(array.oindex[index] if lists else array[index or ...])
-
-    def _open(self, place: str, expected: Array) -> Any:
-        import zarr
-
-        chunk, shard = check_array(read_json(self.files, f"{place}/zarr.json"), expected, f"{self.files.name}/{place}")
-        self.guard.expect(place, Shard(expected.dtype, chunk, shard))
-        return zarr.open_array(self.guard, path=place, mode="r", zarr_format=3)
-
-
-@contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Errors of zarr and its codecs as ours."""
-    try:
-        yield
-    except TraceError:
-        raise
-    except UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedTraceError(f"{where} cannot be read: {reason}") from error
+        if path not in self._open:
+            chunk, shard = check_array(read_json(self.files, f"{place}/zarr.json"), expected, where)
+            self._open[path] = Sharded(place, where, expected.shape, chunk, shard, expected.dtype)
+        return self._open[path]
 
 
 def _as_values(found: Any, expected: Array) -> Values:
     if expected.dtype == "string":
         return np.asarray(found, dtype=object)
-    values = torch.from_numpy(found if found.flags.writeable else found.copy())
+    values = torch.from_numpy(found)
     return values if expected.precision is None else values.to(PRECISIONS[expected.precision])
 
 
@@ -398,7 +376,7 @@ def check_array(document: Any, expected: Array, where: str) -> tuple[tuple[int, 
         "shape": list(expected.shape),
         "data_type": expected.dtype,
         "dimension_names": list(expected.dims),
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
     }
     for name, value in says.items():
         if document.get(name) != value:
@@ -406,7 +384,7 @@ def check_array(document: Any, expected: Array, where: str) -> tuple[tuple[int, 
     if document.get("storage_transformers"):
         raise TraceFormatError(f"{where}: storage transformers are not part of a trace")
     shard = _shape(document.get("chunk_grid"), expected, f"{where}: chunk_grid")
-    return _check_codecs(document.get("codecs"), expected, where), shard
+    return _check_codecs(document.get("codecs"), expected, shard, where), shard
 
 
 def _short(value: object) -> str:
@@ -443,21 +421,21 @@ def _configured(value: Any, name: str, where: str) -> Mapping[str, Any]:
     raise TraceFormatError(f"{where} is {_short(value)}; expected {name}")
 
 
-def _check_codecs(codecs: Any, expected: Array, where: str) -> tuple[int, ...]:
+def _check_codecs(codecs: Any, expected: Array, shard: Sequence[int], where: str) -> tuple[int, ...]:
     """The chain of codecs is ours, and no other one is looked up; the shape of a chunk."""
     if not isinstance(codecs, list) or len(codecs) != 1:
         raise TraceFormatError(f"{where}: codecs are {_short(codecs)}; expected sharding_indexed")
     sharding = _configured(codecs[0], "sharding_indexed", f"{where}: codecs")
     little = {"name": "bytes", "configuration": {"endian": "little"}}
-    first = {"name": "vlen-utf8", "configuration": {}} if expected.dtype == "string" else little
-    first = {"name": "bytes"} if itemsize(expected.dtype) == 1 else first  # one byte has no order
-    _check_chain(sharding.get("codecs"), [first, {"name": "zstd"}], f"{where}: codecs")
+    _check_chain(sharding.get("codecs"), [serializer(expected.dtype), {"name": "zstd"}], f"{where}: codecs")
     _check_chain(sharding.get("index_codecs"), [little, {"name": "crc32c"}], f"{where}: index_codecs")
     if sharding.get("index_location", "end") != "end":
         raise TraceFormatError(f"{where}: the index of a shard has to be at its end")
     chunk = sharding.get("chunk_shape")
     if not _is_shape(chunk, len(expected.shape)) or math.prod(chunk) * itemsize(expected.dtype) > MOST_CHUNK:
         raise TraceFormatError(f"{where}: chunk_shape is {_short(chunk)}; expected at most {MOST_CHUNK >> 20} MiB")
+    if any(side % part for side, part in zip(shard, chunk, strict=True)):
+        raise TraceFormatError(f"{where}: chunk_shape {_short(chunk)} does not divide a shard's {_short(shard)}")
     return tuple(chunk)
 
 
@@ -471,118 +449,3 @@ def _check_chain(found: Any, expected: list[dict[str, Any]], where: str) -> None
                 raise TraceFormatError(f"{where}: zstd is without checksum")
     if plain != expected:
         raise TraceFormatError(f"{where} are {_short(found)}; expected {_short(expected)}")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What a shard of an array has to look like."""
-
-    dtype: str
-    chunk: tuple[int, ...]
-    shard: tuple[int, ...]
-
-    @property
-    def chunks(self) -> int:
-        """How many there are in a shard."""
-        return math.prod(-(-s // c) for s, c in zip(self.shard, self.chunk, strict=True))
-
-    @property
-    def index_bytes(self) -> int:
-        """The size of a shard's index: offset and length of each chunk, and a CRC-32C."""
-        return 16 * self.chunks + 4
-
-    def check_index(self, index: bytes | memoryview, where: str) -> list[tuple[int, int]]:
-        """Where the chunks are, all of which have to be there; (offset, length) of each."""
-        if len(index) != self.index_bytes:
-            raise DamagedTraceError(f"{where} is cut off")
-        entries = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
-        if (entries == np.iinfo(np.uint64).max).any():
-            raise DamagedTraceError(f"{where} lacks a chunk")
-        return [(int(offset), int(length)) for offset, length in entries]
-
-    def check_chunk(self, head: bytes, where: str) -> None:
-        """A chunk's Zstandard frame says that it has a checksum, and unpacks to what a chunk is."""
-        size = frame_content_size(head)
-        if self.dtype == "string":
-            right = size is not None and size <= MOST_STRINGS
-        else:
-            right = size == math.prod(self.chunk) * itemsize(self.dtype)
-        if not right:
-            raise DamagedTraceError(f"{where}: a chunk is no Zstandard frame with a checksum and of a chunk's size")
-
-
-def frame_content_size(head: bytes) -> int | None:
-    """The content size in the header of a Zstandard frame (RFC 8878, section 3.1.1.1).
-
-    None if it is no such frame, does not say its size, or has no checksum.
-    """
-    if len(head) < 5 or head[:4] != b"\x28\xb5\x2f\xfd":  # noqa: PLR2004
-        return None
-    descriptor = head[4]
-    single_segment, has_checksum = descriptor >> 5 & 1, descriptor >> 2 & 1
-    start = 5 + (0 if single_segment else 1) + (0, 1, 2, 4)[descriptor & 3]
-    width = (1 if single_segment else 0, 2, 4, 8)[descriptor >> 6]
-    if not has_checksum or not width or len(head) < start + width:
-        return None
-    size = int.from_bytes(head[start : start + width], "little")
-    return size + 256 if width == 2 else size  # noqa: PLR2004
-
-
-def _guarded(files: Files) -> GuardedStore:
-    need_zarr()
-    guard: GuardedStore = _guard_class()(files)
-    return guard
-
-
-class GuardedStore(Protocol):
-    """A store for zarr that refuses what an array's metadata do not imply."""
-
-    def expect(self, place: str, shard: Shard) -> None:
-        """Say what the shards of an array have to look like."""
-
-
-def _guard_class() -> Any:  # zarr is imported only by those who use it
-    from zarr.abc.store import RangeByteRequest, SuffixByteRequest
-    from zarr.storage import WrapperStore
-
-    def _part_of(byte_range: Any, length: int) -> slice:
-        """What was asked for, of the answer of a server that knows no ranges and sends the whole file."""
-        if isinstance(byte_range, RangeByteRequest) and length > byte_range.end - byte_range.start:
-            return slice(byte_range.start, byte_range.end)
-        if isinstance(byte_range, SuffixByteRequest):
-            return slice(max(0, length - byte_range.suffix), length)
-        return slice(0, length)
-
-    class Guard(WrapperStore[Any]):
-        """See `GuardedStore`."""
-
-        def __init__(self, files: Files) -> None:
-            super().__init__(files.store())
-            self._files = files
-            self._shards: dict[str, Shard] = {}
-
-        def expect(self, place: str, shard: Shard) -> None:
-            self._shards[place] = shard
-
-        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-            self._files.check(key)
-            found = await self._store.get(key, prototype, byte_range)
-            place, separator, _ = key.partition("/c/")
-            if separator and place in self._shards:
-                where = f"{self._files.name}/{key}"
-                if found is None:
-                    raise DamagedTraceError(f"{where} is missing")
-                found = found[_part_of(byte_range, len(found))]
-                self._check(self._shards[place], memoryview(found.as_numpy_array()), byte_range, where)
-            return found
-
-        def _check(self, shard: Shard, content: memoryview, byte_range: Any, where: str) -> None:
-            if isinstance(byte_range, RangeByteRequest):
-                shard.check_chunk(bytes(content[:32]), where)
-            elif isinstance(byte_range, SuffixByteRequest):
-                shard.check_index(content, where)
-            else:
-                for offset, length in shard.check_index(content[-shard.index_bytes :], where):
-                    shard.check_chunk(bytes(content[offset : offset + min(length, 32)]), where)
-
-    return Guard

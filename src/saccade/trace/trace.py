@@ -217,9 +217,8 @@ class Entry:
         if not 0 <= stack < len(self.stacks):
             raise IndexError(f"entry {self.index} has {len(self.stacks)} stacks, from 0; there is no {stack}")
         if isinstance(self._arrays, StoredEntry):
-            return xarray.open_zarr(
-                self._arrays.guard, group=f"{self._arrays.path}/stacks/{stack}", consolidated=False, chunks=None
-            )
+            group = f"{self._arrays.path}/stacks/{stack}"
+            return xarray.open_zarr(self._arrays.files.name, group=group, consolidated=False, chunks=None)
         group = f"stacks/{stack}/"
         variables = {
             path.removeprefix(group): (array.dims, _numpy(self._arrays.read(path)))

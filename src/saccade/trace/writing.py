@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,15 +26,15 @@ from saccade.errors import TraceBusyError, TraceExistsError, TraceWriteError
 from saccade.trace.layout import (
     ENTRIES,
     MEMBER,
-    ZSTD_LEVEL,
+    array_json,
     chunk_and_shard,
     entry_path,
-    fill_value,
     group_attributes,
     itemsize,
 )
 from saccade.trace.metadata import Array, EntryMetadata, TraceMetadata, digest
-from saccade.trace.reading import LocalFiles, StoredEntry, StoredTrace, need_zarr, read_root
+from saccade.trace.reading import LocalFiles, StoredEntry, StoredTrace, read_root
+from saccade.trace.shards import need_codecs, pack, shard_name
 from saccade.trace.storage import Arrays, Values, on_host
 
 FLUSH_BYTES = 8 << 20
@@ -56,7 +57,7 @@ class DiskSink:
     """
 
     def __init__(self, path: Path, metadata: TraceMetadata, *, resume: bool = False) -> None:
-        need_zarr()
+        need_codecs()
         self.path, self.metadata = path, metadata
         with _writing(path):
             self._check_free(resume=resume)
@@ -92,7 +93,7 @@ class DiskSink:
         _write_group(self.path / ENTRIES, {})
         stored = StoredTrace(files)
         self.finished: list[Arrays] = stored.finished
-        self._files, self._guard = files, stored.guard
+        self._files = files
         if stored.unfinished is not None:
             shutil.rmtree(self.path / entry_path(stored.unfinished))
 
@@ -117,7 +118,7 @@ class DiskSink:
         """An entry's arrays are all there: mark it so."""
         document = _sealed({**metadata.to_json(), "complete": True})
         _write_group(self.path / entry_path(metadata.index), {MEMBER: document})
-        entry = StoredEntry(self._files, self._guard, metadata.index)
+        entry = StoredEntry(self._files, metadata.index)
         self.finished.append(entry)
         return entry
 
@@ -220,7 +221,7 @@ class DiskEntry:
             for path in list(self._waiting):
                 self._flush(path)
             for path, array in self._whole.items():
-                _create(self._path / path, expected[path], 1)[...] = _numpy(array)
+                _write_whole(self._path / path, expected[path], _numpy(array))
             for path, written in self._shards.items():
                 written.describe(expected[path])
             assert set(expected) == {*self._shards, *self._whole}
@@ -248,54 +249,44 @@ class _RowsOnDisk:
     def __init__(self, path: Path, rows_in_shard: int) -> None:
         self._path = path
         self.rows_in_shard = rows_in_shard
-        self._written = 0
-        self._array: Any = None
+        self._shape: tuple[int, ...] = ()  # of all rows so far
 
     def append(self, rows: list[Tensor]) -> None:
         """Write a shard's rows; fewer than a shard has only at the end."""
         numbers = _numpy(torch.stack(rows))
-        if self._array is None:
-            shape = (self.rows_in_shard, *numbers.shape[1:])
-            dims = ("layer", *(f"{d}" for d in range(1, numbers.ndim)))
-            self._array = _create(self._path, Array(shape, str(numbers.dtype), dims), self.rows_in_shard)
-        total = self._written + len(rows)
-        if total > self._array.shape[0]:
-            self._array.resize((total, *numbers.shape[1:]))
-        self._array[self._written : total] = numbers
-        self._written = total
+        written = self._shape[0] if self._shape else 0
+        assert written % self.rows_in_shard == 0
+        self._shape = (written + len(rows), *numbers.shape[1:])
+        dims = ("layer", *("" for _ in numbers.shape[1:]))
+        array = Array(self._shape, str(numbers.dtype), dims)
+        _write_shard(self._path, array, numbers, written // self.rows_in_shard, self.rows_in_shard)
 
     def describe(self, expected: Array) -> None:
         """Now that all rows are there, write what the array is."""
-        made = (self._written, *self._array.shape[1:]) if self._array is not None else None
-        assert made == expected.shape, f"{self._path}: {made} was written, {expected.shape} expected"
-        document = json.loads((self._path / "zarr.json").read_text())
-        document["shape"] = list(expected.shape)
-        document["dimension_names"] = list(expected.dims)
-        if expected.precision is not None:
-            document["attributes"] = {"precision": expected.precision}
-        _write_json(self._path, document)
+        assert self._shape == expected.shape, f"{self._path}: {self._shape} written, {expected.shape} expected"
+        _write_json(self._path, array_json(expected, self.rows_in_shard))
 
 
-def _create(path: Path, array: Array, rows_in_shard: int) -> Any:
-    """A new array of Zarr."""
-    import zarr
-    from zarr.codecs import ZstdCodec
-    from zarr.storage import LocalStore
+def _write_whole(path: Path, array: Array, values: Any) -> None:
+    """An array in one shard."""
+    if math.prod(array.shape):
+        _write_shard(path, array, values, 0, 1)
+    else:
+        path.mkdir(parents=True)
+    _write_json(path, array_json(array, 1))
 
-    chunk, shard = chunk_and_shard(array, rows_in_shard)
-    return zarr.create_array(
-        LocalStore(path),
-        shape=array.shape,
-        chunks=chunk,
-        shards=shard,
-        dtype=str if array.dtype == "string" else array.dtype,
-        compressors=ZstdCodec(level=ZSTD_LEVEL, checksum=True),
-        fill_value=fill_value(array.dtype),
-        dimension_names=array.dims,
-        attributes={} if array.precision is None else {"precision": array.precision},
-        zarr_format=3,
-        config={"write_empty_chunks": True},
-    )
+
+def _write_shard(path: Path, array: Array, values: Any, number: int, rows: int) -> None:
+    """A shard's file, so that there is all of it or none."""
+    if not values.size:
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    chunk, shard = chunk_and_shard(array, rows)
+    path.mkdir(parents=True, exist_ok=True)
+    file = path / shard_name([number, *[0] * (len(shard) - 1)])
+    temporary = path / f"{file.name}{PARTIAL}"
+    temporary.write_bytes(pack(values, array.dtype, chunk, shard))
+    temporary.replace(file)
 
 
 def _numpy(values: Values) -> Any:
