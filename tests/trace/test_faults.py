@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nets import ENTRIES, Layer, Net, inputs, record_all
 
 import saccade
 from saccade import masks
@@ -37,9 +38,6 @@ from saccade.trace.shards import frame_content_size
 from saccade.trace.verification import verify
 
 pytest.importorskip("zarr")
-sys.path.insert(0, str(Path(__file__).parent))
-
-from nets import ENTRIES, Layer, Net, inputs, record_all
 
 NETS = Path(__file__).with_name("nets.py")
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from architectures import ARCHITECTURES, largest_error, token_ids
+from nets import Layer
+from tiny_models import VOCAB, tokenizer
 from tokenizers import decoders
 from torch import nn
 
 import saccade
-from saccade import attention, masks, record, scores
+from saccade import masks, record, scores
 from saccade.errors import ArgumentError, NotRecordedError, ShapeError, UnsupportedModelError
 from saccade.functional import OBSERVER
 from saccade.statistics import Distance, Entropy, Map, Mass, Received, TopKeys
 from saccade.trace.choice import default_statistics
 from saccade.trace.entry import coarser
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
-
-from architectures import ARCHITECTURES, largest_error, token_ids
-from tiny_models import VOCAB, tokenizer
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -267,22 +262,6 @@ def test_texts_of_tokens():
 
 
 # ---------------------------------------------------------------------------------------- other modules
-
-
-class Layer(nn.Module):
-    """Attention with whatever options."""
-
-    def __init__(self, **options) -> None:
-        super().__init__()
-        self.options = options
-
-    def forward(self, x):
-        return attention(
-            x,
-            x[:, : self.options.get("key_heads", x.shape[1])],
-            x[:, : self.options.get("key_heads", x.shape[1])],
-            **{k: v for k, v in self.options.items() if k != "key_heads"},
-        )
 
 
 G = torch.Generator().manual_seed(3)

@@ -24,7 +24,7 @@ from saccade.statistics import (
     cell_bounds,
 )
 from saccade.trace import metadata
-from saccade.trace.blocks import kind_of_path
+from saccade.trace.hidden import HiddenStates
 from saccade.trace.metadata import (
     Asked,
     BiasForm,
@@ -78,13 +78,11 @@ class OpenEntry:
         self.tokens: list[Tokens] = []  # that the forward was given
         self.sites: list[metadata.Site] = []
         self.counted: Counter[str] = Counter()
-        self.layers: dict[str, tuple[int, int] | None] = {}  # where each layer's hidden state is
+        self.hidden = HiddenStates(opened)
         self._stacks: list[metadata.Stack] = []
         self._sequences: list[Tokens] = []
         self._masks: list[Intervals | Dense] = []
         self._biases: list[Bias] = []
-        self._hidden: list[metadata.Hidden] = []
-        self._last_out: dict[int, Tensor] = {}
         said = zip(sources or (), texts or (), strict=True) if sources else ()
         self._sources = [metadata.Source(n, hashlib.sha256(t.encode()).hexdigest()) for n, t in said]
 
@@ -167,40 +165,6 @@ class OpenEntry:
         same = (i for i, known in enumerate(self._sequences) if known is tokens or _same_tokens(known, tokens))
         return _index(self._sequences, tokens, next(same, None))
 
-    # ------------------------------------------------------------------------------------ hidden states
-
-    def layer_in(self, name: str, state: Tensor | None) -> None:
-        """A layer begins, with this hidden state."""
-        self.layers[name] = None
-        if state is None:
-            return
-        number = self._hidden_of(name, state)
-        self.layers[name] = number, len(self._hidden[number].layers)
-        form = self._hidden[number]
-        self._hidden[number] = replace(form, layers=(*form.layers, name))
-        self.open.append(f"hidden/{number}/states", state)
-
-    def _hidden_of(self, name: str, state: Tensor) -> int:
-        """Where hidden states of this kind of layer and shape are."""
-        precision = str(state.dtype).removeprefix("torch.")
-        for i, form in enumerate(self._hidden):
-            alike = kind_of_path(form.layers[0]) == kind_of_path(name)
-            if alike and (form.batch, form.length, form.width) == state.shape and form.precision == precision:
-                return i
-        self._hidden.append(metadata.Hidden((), state.shape[0], state.shape[1], state.shape[2], precision))
-        return len(self._hidden) - 1
-
-    def layer_out(self, name: str, state: Tensor | None) -> None:
-        """A layer ended, with this hidden state."""
-        places = [place for layer, place in self.layers.items() if layer.split("#")[0] == name and place is not None]
-        if state is not None and places:
-            self._last_out[places[-1][0]] = state
-
-    def hidden_of(self, block: str) -> tuple[int, int] | None:
-        """Where the hidden state is that entered the layer that runs."""
-        places = [place for layer, place in self.layers.items() if layer.split("#")[0] == block]
-        return places[-1] if places else None
-
     # ------------------------------------------------------------------------------------ the end
 
     def finish(self) -> None:
@@ -218,11 +182,6 @@ class OpenEntry:
                 self.open.put(f"masks/{i}/{name}", part)
         for i, bias in enumerate(self._biases):
             self.open.put(f"biases/{i}/values", bias.values)
-        for i, form in enumerate(self._hidden):
-            last = self._last_out.get(i)
-            shape = (form.batch, form.length, form.width)
-            fits = last is not None and tuple(last.shape) == shape
-            self.open.append(f"hidden/{i}/states", last if fits and last is not None else torch.full(shape, torch.nan))
         self.open.finish(
             EntryMetadata(
                 index=self.index,
@@ -232,7 +191,7 @@ class OpenEntry:
                 sequences=tuple(tokens.form() for tokens in self._sequences),
                 masks=tuple(_mask_form(mask) for mask in self._masks),
                 biases=tuple(_bias_form(bias) for bias in self._biases),
-                hidden=tuple(self._hidden),
+                hidden=self.hidden.finish(),
                 sources=tuple(self._sources),
             )
         )

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from saccade.adapters.observation import OTHER_SEQUENCE, Running
 from saccade.backends import Inputs
-from saccade.trace.blocks import kind_of_path, state_returned
+from saccade.trace.blocks import kind_of_path
+from saccade.trace.hidden import state_returned
 from saccade.trace.tokens import Tokens
 
 

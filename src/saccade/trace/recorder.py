@@ -17,7 +17,7 @@ from saccade.scores import Problem
 from saccade.statistics import (
     Statistic,
 )
-from saccade.trace.blocks import Blocks, state_given, state_returned
+from saccade.trace.blocks import Blocks
 from saccade.trace.choice import Choice
 from saccade.trace.entry import OpenEntry, Seen
 from saccade.trace.history import History
@@ -79,8 +79,8 @@ class Recorder:
             self._entry = OpenEntry(self.sink.begin(index), index, running.site, said.sources, said.texts)
             self._entry.tokens = list(self._read(running, said.texts))
             self._history.begin()
-        if self._entry is not None and self.choice.hidden and running.module in self.blocks.modules:
-            self._entry.layer_in(self._layer(running), state_given(running))
+        if self._entry is not None and self.choice.hidden:
+            self._entry.hidden.entered(running)
 
     def left(self, running: Running, forward: int, output: Any) -> None:
         """See `Listener`."""
@@ -88,13 +88,13 @@ class Recorder:
         entry = self._entry
         if entry is None:
             return
-        if output is FAILED:
-            if not running.depth:
-                self.drop()
+        if self.choice.hidden:
+            entry.hidden.left(output)
+        if running.depth:
             return
-        if self.choice.hidden and running.module in self.blocks.modules:
-            entry.layer_out(self.blocks.modules[running.module], state_returned(output))
-        if not running.depth:
+        if output is FAILED:
+            self.drop()
+        else:
             if self.encoder_decoder:
                 self._history.end(entry.tokens, output)
             self._finish(entry)
@@ -115,7 +115,7 @@ class Recorder:
             heads = self._heads(call)
             seen = Seen(call, problem, inputs, self.choice.keep, heads)
             sides = self._sides(entry, running, call, inputs)
-            hidden = entry.hidden_of(self.blocks.of(running.site)[0]) if self.choice.hidden else None
+            hidden = entry.hidden.of_layer(self.blocks.of(running.site)[0]) if self.choice.hidden else None
             entry.add(seen, sides, hidden)
         entry.counted[running.site] += 1
         if self.recording.coming.on_call is not None:
@@ -158,13 +158,6 @@ class Recorder:
                 f"heads = {list(self.choice.heads)}: {call.site or 'the model'} has {call.lengths.heads} heads, from 0"
             )
         return list(self.choice.heads)
-
-    def _layer(self, running: Running) -> str:
-        """A layer's name; one that runs again in the forward (ALBERT) has a number behind it."""
-        assert self._entry is not None
-        name = self.blocks.modules[running.module]
-        times = sum(known == name or known.startswith(f"{name}#") for known in self._entry.layers)
-        return f"{name}#{times}" if times else name
 
     # ------------------------------------------------------------------------------------ whose tokens
 

@@ -418,7 +418,7 @@ class Site:
 
     @property
     def hidden_after(self) -> Tensor:
-        """The hidden state that entered the next layer or, for the last one, left it; NaN if nobody saw it leave."""
+        """The hidden state that entered the next recorded layer or left the last one; NaN if nobody saw it leave."""
         return self._state(1)
 
     def _state(self, step: int) -> Tensor:

@@ -160,7 +160,7 @@ def _groups(entry: StoredEntry, verdict: Verdict) -> None:
             verdict.findings.append(Finding(SENTENCES["_groups"], where, message))
 
 
-@proves("12 13 14 15 16")
+@proves("12 13 14 15 16 26")
 def _array(entry: StoredEntry, path: str, array: Array, verdict: Verdict) -> bool:
     """Shape, type, names, codecs; every chunk is there and is what was written."""
 
