@@ -2,6 +2,7 @@
 
 PYTHON_IN_VENV := .venv/bin/python
 READY := .venv/.ready
+WEB_READY := web/node_modules/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check sanitize bench clean
@@ -17,13 +18,20 @@ setup: $(READY) ## make .venv with all that the other targets need
 $(READY): pyproject.toml constraints.txt scripts/setup.sh CMakeLists.txt $(wildcard native/*.h native/*.cpp)
 	@sh scripts/setup.sh
 
+# Without optional things like scripts to run after installing.
+$(WEB_READY): web/package.json web/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is needed for the tests of the browser code: install Node.js 20 or later"; exit 1; }
+	@cd web && npm ci --no-progress --loglevel=error && touch node_modules/.ready
+
 demo: $(READY) ## show where a pretrained model looks in one sentence
 	@HF_HUB_OFFLINE=1 .venv/bin/saccade show "He left the roses by the bank."
 
-test: $(READY) ## run the tests
+test: $(READY) $(WEB_READY) ## run the tests
+	@cd web && npm test --silent
 	@$(PYTHON_IN_VENV) -m pytest -q
 
-check: $(READY) ## format, lint, types, import layers
+check: $(READY) $(WEB_READY) ## format, lint, types, import layers
+	@cd web && npm run --silent check
 	@.venv/bin/ruff format --check --quiet --diff
 	@.venv/bin/ruff check --quiet
 	@.venv/bin/mypy
@@ -36,8 +44,9 @@ sanitize: ## run the kernels under the address, undefined-behavior and thread sa
 	@for build in build/sanitize-address build/sanitize-thread; do \
 	  cmake --build $$build --parallel 2 >/dev/null && $$build/kernels_test || exit 1; done
 
-bench: $(READY) ## time attention against its peers, compare models with eager; writes docs/benchmarks
+bench: $(READY) ## time attention and recording against their peers, compare models with eager; writes docs/benchmarks
 	@$(PYTHON_IN_VENV) benchmarks/attention.py --write
+	@$(PYTHON_IN_VENV) benchmarks/recording.py --write
 	@$(PYTHON_IN_VENV) benchmarks/agreement.py --write
 
 clean: ## delete caches and build results (.venv stays; delete it by hand to start over)

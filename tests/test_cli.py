@@ -1,6 +1,5 @@
 """The command line as a user meets it: exit codes, messages, files, pipes."""
 
-import io
 import json
 import os
 import signal
@@ -20,26 +19,6 @@ from saccade.views import diagnosis
 
 TEXT = "He left the roses by the bank."
 SOURCE = Path(cli.__file__).parent
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    return str(tiny_models.save(tmp_path_factory.mktemp("cli") / "tiny"))
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Call the command line in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments, stdin=None):
-        monkeypatch.setattr(sys, "argv", ["saccade", *map(str, arguments)])
-        if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        return leaving.value.code or 0, *capfd.readouterr()
-
-    return call
 
 
 def test_show_prints_the_article_s_sentence_with_the_packaged_model(run):

@@ -418,14 +418,14 @@ def _bar() -> Iterator[Callable[[Any], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, entry="…", speed="")
+        task = bar.add_task("", total=0, visible=False, entry="", speed="")
 
         def show(progress: Any) -> None:
             done = min(progress.entries + 1, progress.of)
             speed = bar.tasks[0].speed
             said = f"{speed:,.0f} tokens/s" if speed else ""
             entry = f"{done} of {progress.of}"
-            bar.update(task, completed=progress.tokens, total=progress.total, entry=entry, speed=said)
+            bar.update(task, completed=progress.tokens, total=progress.total, visible=True, entry=entry, speed=said)
 
         yield show
 

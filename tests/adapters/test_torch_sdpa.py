@@ -27,7 +27,8 @@ def reports():
             del lengths
             return [Entropy()]
 
-        def receive(self, report):
+        def receive(self, report, problem, inputs):
+            del problem, inputs
             reports.append(report)
 
     reports = []
@@ -292,8 +293,8 @@ def served():
             seen.append(lengths)
             return []
 
-        def receive(self, report):
-            del report
+        def receive(self, report, problem, inputs):
+            del report, problem, inputs
 
     token = OBSERVER.set(Observer())
     torch_sdpa(x, x, x)

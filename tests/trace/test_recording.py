@@ -464,7 +464,8 @@ def test_what_was_recorded_is_a_copy():
     ("options", "message"),
     [
         ({"keep": "all"}, "expected one of statistics, qk, qkv"),
-        ({"layers": [7]}, r"there is no 7; layers were \[0, 1\]"),
+        ({"layers": [7]}, "BertModel has layers 0 to 1"),
+        ({"layers": ["encoder"]}, r"there is no 'encoder'; layers were \[0, 1\]"),
         ({"layers": []}, "expected numbers from 0"),
         ({"layers": [-1]}, "expected numbers from 0"),
         ({"heads": [True]}, "expected numbers from 0"),

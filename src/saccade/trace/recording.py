@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import nn
 
+from saccade.adapters import huggingface
 from saccade.adapters.observation import check_complete, watching
 from saccade.errors import ArgumentError
-from saccade.statistics import (
-    Statistic,
-)
+from saccade.statistics import Statistic
+from saccade.trace.blocks import Blocks
 from saccade.trace.choice import Choice, about
 from saccade.trace.recorder import Recorder, Recording
 from saccade.trace.storage import MemorySink
@@ -42,8 +42,8 @@ def record(
     """Keep what a model attends to, in memory or on disk, while it runs in this context.
 
     Models are served and watched as by `saccade.observe`; afterwards the model is what it was, also after an error. A
-    forward that an exception ends leaves no entry. On disk, entries are written while the model runs, in memory of one
-    layer and a few times 8 MiB.
+    forward that an exception ends leaves no entry, and an exception before the first entry leaves no trace. On disk,
+    entries are written while the model runs, in memory of one layer and a few times 8 MiB.
 
     Args:
         model: any module whose attention comes through Saccade: see `saccade.observe`.
@@ -84,6 +84,7 @@ def record(
     said = about(model, choice, name)
     if resume and to is None:
         raise ArgumentError("resume=True needs to=, the folder of the recording to go on with")
+    _check_layers(model, choice)
     sink = MemorySink(said) if to is None else DiskSink(Path(to), said, resume=resume)
     recorder = Recorder(model, sink, choice, tokenizer)
     try:
@@ -93,6 +94,20 @@ def record(
         if watch.count or not resume:  # resumed, nothing may be left to do
             check_complete(model, recorder.calling, watch)
             choice.check_used(recorder.seen)
-    finally:
+    except BaseException:
         recorder.drop()
-        sink.close()
+        sink.close(failed=True)
+        raise
+    sink.close()
+
+
+def _check_layers(model: nn.Module, choice: Choice) -> None:
+    """Refuse a layer that a Hugging Face model cannot have; of other models it is known when they have run."""
+    if model not in huggingface.huggingface_models(model):
+        return
+    blocks = Blocks(model)
+    known = [(blocks.of(site)[1] or 0) + 1 for site in huggingface.attention_sites(model)]
+    most = max([*known, getattr(model.config, "num_hidden_layers", 0) or 0])  # ALBERT has fewer than it runs
+    asked = [layer for layer in choice.layers or () if isinstance(layer, int)]
+    if max(asked, default=0) >= most:
+        raise ArgumentError(f"layers = {asked}: {type(model).__name__} has layers 0 to {most - 1}")

@@ -59,8 +59,8 @@ class Sink(Protocol):
     def begin(self, index: int) -> Open:
         """A new entry."""
 
-    def close(self) -> None:
-        """Nothing follows."""
+    def close(self, *, failed: bool = False) -> None:
+        """Nothing follows; after a failure, nothing at all remains of a recording that has no entry."""
 
 
 class MemorySink:
@@ -75,8 +75,9 @@ class MemorySink:
         assert index == len(self.finished)
         return MemoryEntry(self)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """See `Sink`."""
+        del failed
         self.metadata = self.metadata.closed(len(self.finished))
 
 

@@ -59,6 +59,7 @@ class DiskSink:
     def __init__(self, path: Path, metadata: TraceMetadata, *, resume: bool = False) -> None:
         need_codecs()
         self.path, self.metadata = path, metadata
+        self._was_there = path.exists()
         with _writing(path):
             self._check_free(resume=resume)
             path.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,7 @@ class DiskSink:
 
     def _open(self, *, resume: bool) -> None:
         files = LocalFiles(self.path)
+        self._new = not (self.path / "zarr.json").exists()
         if resume and (self.path / "zarr.json").exists():
             self._check_same(read_root(files))
         elif resume and self._names():
@@ -122,13 +124,24 @@ class DiskSink:
         self.finished.append(entry)
         return entry
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """See `Sink`."""
         try:
             with _writing(self.path):
-                self._set_complete(complete=True)
+                if failed and self._new and not self.finished:
+                    self._remove()
+                else:
+                    self._set_complete(complete=True)
         finally:
             self._unlock()
+
+    def _remove(self) -> None:
+        """Leave the folder as it was found: not there, or empty."""
+        shutil.rmtree(self.path / ENTRIES, ignore_errors=True)
+        (self.path / "zarr.json").unlink(missing_ok=True)
+        (self.path / LOCK).unlink(missing_ok=True)
+        if not self._was_there:
+            self.path.rmdir()
 
     def _set_complete(self, *, complete: bool) -> None:
         self.metadata = self.metadata.closed(len(self.finished)) if complete else self.metadata.opened()
