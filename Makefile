@@ -23,12 +23,15 @@ $(WEB_READY): web/package.json web/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is needed for the tests of the browser code: install Node.js 20 or later"; exit 1; }
 	@cd web && npm ci --no-progress --loglevel=error && touch node_modules/.ready
 
+# A process for each core; threads that wait let the others' run.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(PYTHON_IN_VENV) -m pytest -q -n auto --maxprocesses 4
+
 demo: $(READY) ## show where a pretrained model looks in one sentence
 	@HF_HUB_OFFLINE=1 .venv/bin/saccade show "He left the roses by the bank."
 
 test: $(READY) $(WEB_READY) ## run the tests
 	@cd web && npm test --silent
-	@$(PYTHON_IN_VENV) -m pytest -q
+	@$(PYTEST)
 
 check: $(READY) $(WEB_READY) ## format, lint, types, import layers
 	@cd web && npm run --silent check
