@@ -23,7 +23,7 @@ DID = ["waited for", "followed", "forgot", "carried", "painted", "sold", "dreame
 WHAT = ["a lantern", "the orchard", "seven apples", "the harbour", "an empty chair", "the snow", "a blue door"]
 WHEN = ["at noon", "before winter", "without a word", "in the dark", "every year", "on a Sunday", "too late"]
 WIDTH, HEADS = 256, 4
-SHARPNESS = 60.0  # of the head that looks for the same word
+SHARPNESS = 120.0  # of the head that looks for the same word
 
 
 def story(tokens: int) -> str:
@@ -59,7 +59,7 @@ def model(vocabulary: int) -> LlamaModel:
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         max_position_embeddings=1 << 17,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e9},
+        rope_parameters={"rope_type": "default", "rope_theta": 1e13},
     )
     made = LlamaModel(config).eval()
     attention = made.layers[0].self_attn
