@@ -108,7 +108,8 @@ def reported() -> Iterator[None]:
 
 def _fail(message: str) -> NoReturn:
     if sys.stderr is not None:
-        sys.stderr.write(f"saccade: {message}\n")
+        lines = [_harmless(line) for line in message.split("\n")]
+        sys.stderr.write("saccade: " + "\n".join(lines) + "\n")
     sys.exit(BAD_REQUEST)
 
 
@@ -328,7 +329,7 @@ def record(
     ] = "statistics",
     layers: Annotated[str | None, typer.Option(help="Only these layers: 0,3-5.", metavar="NUMBERS")] = None,
     heads: Annotated[str | None, typer.Option(help="Only these heads: 0,3-5.", metavar="NUMBERS")] = None,
-    batch: Annotated[int, typer.Option(help="Texts in one forward.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Texts in one forward.")] = 1,
     hidden: Annotated[bool, typer.Option("--hidden/--no-hidden", help="Keep hidden states, or not.")] = True,
     form: Annotated[
         str,
@@ -357,7 +358,8 @@ def record(
             on_progress=show_progress, stop=lambda: bool(stopped), **chosen,
         )  # fmt: skip
     done, of = len(trace), -(-len(texts) // batch)
-    typer.echo(f"wrote {out}: {done} of {of} entries" if done < of else f"wrote {out}: {of} entries")
+    entries = "1 entry" if of == 1 else f"{of} entries"
+    typer.echo(f"wrote {out}: {done} of {entries}" if done < of else f"wrote {out}: {entries}")
     if done < of:
         typer.echo("saccade: stopped; the same command with --resume goes on", err=True)
         sys.exit(INTERRUPTED)
@@ -378,7 +380,17 @@ def _numbers(what: str, value: str | None) -> list[int] | None:
 
 def _content(name: str) -> str:
     """A file's text; - for standard input."""
-    return _decoded(*(_bytes("-", None) if name == "-" else _bytes(None, Path(name))))
+    if name == "-":
+        return _decoded(*_bytes("-", None))
+    try:
+        return _decoded(Path(name).read_bytes(), name)
+    except OSError as error:
+        raise errors.ArgumentError(f"{name}: {error.strerror}") from error
+
+
+def _harmless(text: str) -> str:
+    """What somebody else wrote, without characters that would do something to a terminal."""
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 @contextmanager
@@ -447,7 +459,7 @@ def info(
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     for line in describe(found):
-        typer.echo(line)
+        typer.echo(_harmless(line))
 
 
 @app.command()
@@ -459,8 +471,8 @@ def verify(trace: Annotated[str, typer.Argument(help="A trace: a folder or a URL
     with _progress(f"verifying {trace}"):
         verdict = check(trace)
     for finding in verdict.findings:
-        typer.echo(f"sentence {finding.sentence.replace(' ', ', ')}: {finding.message} [{finding.where}]")
-    if not verdict.complete:
+        typer.echo(_harmless(f"sentence {finding.sentence.replace(' ', ', ')}: {finding.message} [{finding.where}]"))
+    if verdict.complete is False:
         entry = "" if verdict.unfinished is None else f"; entry {verdict.unfinished} is incomplete"
         typer.echo(f"{trace} was not closed: it is being recorded, or its recorder was killed{entry}")
     checked = f"{verdict.entries} entries, {verdict.arrays} arrays, {verdict.numbers:,} numbers"

@@ -87,6 +87,31 @@ def test_padding_changes_nothing(record, tmp_path, run, model):
         assert (padded - alone[site].pattern.dense()[0]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "\\ud800 lone"}', "lone surrogate"),
+        (b"[" * 100_000, "is no JSON"),
+        (b'{"body": "x"}', "an object whose member 'text' is one"),
+        (b"7", "expected a string"),
+    ],
+)
+def test_lines_that_hold_no_text(record, line, message):
+    code, _, err, path = record("--format", "jsonl", stdin=line)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not path.exists()
+
+
+def test_only_line_ends_end_lines(record, run):
+    text = "he left\u2028the bank\x85now"
+    code, _, err, path = record("--format", "jsonl", stdin=json.dumps({"text": text}, ensure_ascii=False).encode())
+    assert (code, err) == (0, "")
+    assert saccade.open_trace(path)[0].tokens.texts.text == [text]
+    assert "\x85" not in run("info", path)[1]
+
+
 def test_only_some_of_it(record, tmp_path):
     (tmp_path / "a.txt").write_text(ROSES)
     code, _, _, path = record(tmp_path / "a.txt", "--layers", "0,2-2", "--heads", "1", "--no-hidden")
@@ -108,6 +133,8 @@ def test_only_some_of_it(record, tmp_path):
         (["--format", "xml"], "expected one of auto, text, lines, jsonl"),
         (["no/such.txt"], "no/such.txt: No such file"),
         (["--field", "body", "--format", "jsonl"], "is no JSON"),
+        (["--batch", "0"], "batch = 0: expected at least 1"),
+        (["."], ".: Is a directory"),
     ],
 )
 def test_wrong_requests(record, arguments, message):

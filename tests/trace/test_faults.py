@@ -277,6 +277,10 @@ ACCIDENTS = {
         lambda p: rewrite(p / "zarr.json", lambda d: d["attributes"]["saccade"].update(keep="qkv")),
         DamagedTraceError,
     ),
+    "a root in UTF-16": (
+        lambda p: (p / "zarr.json").write_bytes((p / "zarr.json").read_text().encode("utf-16")),
+        NotATraceError,
+    ),
     "no entry": (lambda p: shutil.rmtree(p / ENTRY), DamagedTraceError),
     "one entry too few": (lambda p: shutil.rmtree(p / "entries/000001"), DamagedTraceError),
     "no metadata": (lambda p: (p / ENTRY / "zarr.json").unlink(), DamagedTraceError),
@@ -356,6 +360,11 @@ HOSTILE = {
     "keep": (lambda p: change(p / "zarr.json", lambda said: said.update(keep="../..")), TraceFormatError),
     "entries": (lambda p: change(p / "zarr.json", lambda said: said.update(entries=10**12)), DamagedTraceError),
     "huge entries": (lambda p: change(p / "zarr.json", lambda said: said.update(entries=10**30)), TraceFormatError),
+    "beyond any float": (
+        lambda p: change(p / "zarr.json", lambda said: said.update(entries=10**400)),
+        TraceFormatError,
+    ),
+    "a scale beyond any float": (site_edit(scale=10**400), TraceFormatError),
     "members missing": (entry_edit(lambda said: said.pop("sites")), TraceFormatError),
     "a list for a number": (stack_edit(heads=[4]), TraceFormatError),
     "a string for a number": (stack_edit(heads="4"), TraceFormatError),

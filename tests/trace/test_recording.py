@@ -198,6 +198,28 @@ def test_beam_search_moves_rows_and_their_tokens_move_along():
     assert rows_moved  # else this tested nothing
 
 
+def test_a_cache_that_was_written_to_is_not_recognised():
+    """Keys that moved, in place, belong to the tokens that they are of, and else to nobody that is known."""
+    model, ids = tiny("Llama"), token_ids(2, 7)
+    with record(model, keep="qk") as trace, torch.no_grad():
+        swapped, rolled = (model(ids, use_cache=True).past_key_values for _ in range(2))
+        for layer in swapped.layers:
+            layer.keys.copy_(layer.keys.flip(0))
+        model(ids[:, :1], past_key_values=swapped)
+        model(ids, use_cache=True)
+        for layer in rolled.layers:
+            layer.keys.copy_(layer.keys.roll(1, 2))
+        model(ids[:, :1], past_key_values=rolled)
+    with pytest.raises(NotRecordedError):  # it goes on with an earlier forward than the last
+        _ = trace[4, 0].key_tokens
+    with record(model, keep="qk") as trace, torch.no_grad():
+        swapped = model(ids, use_cache=True).past_key_values
+        for layer in swapped.layers:
+            layer.keys.copy_(layer.keys.flip(0))
+        model(ids[:, :1], past_key_values=swapped)
+    assert torch.equal(trace[1, 0].key_tokens.ids, torch.cat([ids.flip(0), ids[:, :1]], 1))
+
+
 def test_an_encoder_decoder_that_generates():
     model = tiny("T5")
     with record(model, keep="qk") as trace, torch.no_grad():
@@ -473,6 +495,12 @@ def test_what_was_recorded_is_a_copy():
         ({"statistics": [Entropy(), Entropy()]}, "2 times"),
         ({"statistics": ["entropy"]}, "expected values of saccade.statistics"),
         ({"resume": True}, "needs to="),
+        ({"tokenizer": 7}, "tokenizer is int"),
+        ({"to": 5}, "expected a folder"),
+        ({"to": "http://127.0.0.1/x.zarr"}, "expected a folder on this machine"),
+        ({"to": "a\0b"}, "expected a folder"),
+        ({"name": 5}, "expected a string"),
+        ({"hidden": "no"}, "expected True or False"),
     ],
 )
 def test_wrong_arguments(options, message):

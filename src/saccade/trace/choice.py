@@ -75,6 +75,8 @@ class Choice:
             statistics = check_kinds(statistics)
             if keep != "statistics" and not any(isinstance(s, LogSumExp) for s in statistics):
                 statistics.append(LogSumExp())
+        if not isinstance(hidden, bool):
+            raise ArgumentError(f"hidden = {hidden!r}: expected True or False")
         layers = _chosen("layers", layers, int | str)
         heads = _chosen("heads", heads, int)
         return cls(keep, None if statistics is None else tuple(statistics), layers, heads, hidden)

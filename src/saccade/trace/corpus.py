@@ -64,7 +64,7 @@ def _texts(name: str, content: str, form: str, field: str) -> Iterator[Text]:
     if form == "text":
         yield Text(called, content.strip())
         return
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):  # not at U+2028, which JSON allows in a string
         if line.strip():
             place = f"{called}:{number}"
             yield Text(place, line.strip()) if form == "lines" else _from_json(place, line, field)
@@ -73,15 +73,16 @@ def _texts(name: str, content: str, form: str, field: str) -> Iterator[Text]:
 def _from_json(place: str, line: str, field: str) -> Text:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArgumentError(f"{place} is no JSON: {error}") from None
-    if isinstance(value, str):
-        return Text(place, value)
-    text = value.get(field) if isinstance(value, dict) else None
+    text = value.get(field) if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise ArgumentError(f"{place}: expected a string, or an object whose member {field!r} is one (--field)")
-    name = value.get("id")
-    return Text(place if name is None else str(name), text)
+    name = value.get("id") if isinstance(value, dict) else None
+    called = place if name is None else str(name)
+    if any("\ud800" <= character <= "\udfff" for character in text + called):
+        raise ArgumentError(f"{place} holds half of a character (a lone surrogate), which is no text")
+    return Text(called, text)
 
 
 # ---------------------------------------------------------------------------------------- recording

@@ -34,7 +34,7 @@ class History:
         """A forward of these tokens ended: perhaps that of an encoder."""
         state = state_returned(output)
         if [t.name for t in tokens] == ["input_ids"] and state is not None and tokens[0].ids.shape == state.shape[:2]:
-            self._encoded = state.detach(), tokens[0]
+            self._encoded = state.detach().clone(), tokens[0]
 
     def encoded(self, running: Running) -> Tokens | None:
         """The tokens whose encoding a cross-attention call looks at."""
@@ -56,7 +56,7 @@ class History:
             found = queries if keys == len(queries) else self._grown(kind, queries, inputs)
             self._now[kind] = found
             if found is not None:
-                self._last[kind] = inputs.key.detach(), found
+                self._last[kind] = inputs.key.detach().clone(), found  # a cache may be written to in place
         found = self._now[kind]
         if keys == len(queries):
             return queries

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -87,12 +86,12 @@ def _parse_object(kind: type, value: object, where: str) -> Any:
 
 
 def _parse_plain(kind: type, value: object, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and -MOST <= value <= MOST:
         value = float(value)
     if type(value) is not kind:
         raise TraceFormatError(f"{where} is {_shown(value)}; expected {_NAMES[kind]}")
-    if isinstance(value, int | float) and not (math.isfinite(value) and -MOST <= value <= MOST):
-        raise TraceFormatError(f"{where} is {value}; expected a finite number between -2**40 and 2**40")
+    if isinstance(value, int | float) and not -MOST <= value <= MOST:  # so is NaN
+        raise TraceFormatError(f"{where} is {_shown(value)}; expected a number between -2**40 and 2**40")
     return value
 
 

@@ -181,7 +181,7 @@ def read_json(files: Files, key: str) -> Any:
     if content is None:
         return None
     try:
-        return json.loads(content, parse_constant=_refuse_constant)
+        return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DamagedTraceError(f"{files.name}/{key} is no JSON: {error}") from None
 

@@ -73,14 +73,16 @@ class Recorder:
     def entered(self, running: Running, forward: int) -> None:
         """See `Listener`."""
         del forward
+        said = self.recording.coming
         if not running.depth:
-            said, self.recording.coming = self.recording.coming, Coming(on_call=self.recording.coming.on_call)
+            self.recording.coming = Coming(on_call=said.on_call)
             index = len(self.sink.finished)
             self._entry = OpenEntry(self.sink.begin(index), index, running.site, said.sources, said.texts)
-            self._entry.tokens = list(self._read(running, said.texts))
-            self._history.begin()
         if self._entry is not None and self.choice.hidden:
             self._entry.hidden.entered(running)
+        if self._entry is not None and not running.depth:
+            self._entry.tokens = list(self._read(running, said.texts))
+            self._history.begin()
 
     def left(self, running: Running, forward: int, output: Any) -> None:
         """See `Listener`."""

@@ -24,6 +24,8 @@ from saccade.trace.recorder import Recorder, Recording
 from saccade.trace.storage import MemorySink
 from saccade.trace.writing import DiskSink
 
+LONGEST_NAME = 1000
+
 
 @contextmanager
 def record(
@@ -81,9 +83,8 @@ def record(
     [0.25, 0.25, 0.25, 0.25]
     """
     choice = Choice.checked(keep, statistics, layers, heads, hidden=hidden)
+    _check_others(tokenizer, to, name, resume=resume)
     said = about(model, choice, name)
-    if resume and to is None:
-        raise ArgumentError("resume=True needs to=, the folder of the recording to go on with")
     _check_layers(model, choice)
     sink = MemorySink(said) if to is None else DiskSink(Path(to), said, resume=resume)
     recorder = Recorder(model, sink, choice, tokenizer)
@@ -99,6 +100,21 @@ def record(
         sink.close(failed=True)
         raise
     sink.close()
+
+
+def _check_others(tokenizer: Any, to: Any, name: Any, *, resume: bool) -> None:
+    """Refuse what is no tokenizer, no folder, or no name."""
+    lacking = [what for what in ("convert_ids_to_tokens", "decode", "all_special_ids") if not hasattr(tokenizer, what)]
+    if tokenizer is not None and lacking:
+        raise ArgumentError(
+            f"tokenizer is {type(tokenizer).__name__}; expected one of Hugging Face, it has no {lacking[0]}"
+        )
+    if to is not None and (not isinstance(to, str | Path) or "://" in str(to) or "\0" in str(to)):
+        raise ArgumentError(f"to = {to!r}: expected a folder on this machine")
+    if name is not None and (not isinstance(name, str) or len(name) > LONGEST_NAME):
+        raise ArgumentError(f"name is {type(name).__name__}; expected a string of at most {LONGEST_NAME} characters")
+    if resume and to is None:
+        raise ArgumentError("resume=True needs to=, the folder of the recording to go on with")
 
 
 def _check_layers(model: nn.Module, choice: Choice) -> None:

@@ -224,7 +224,7 @@ class _Axis:
     @classmethod
     def of(cls, part: int | slice | list[int], length: int, chunk: int) -> _Axis:
         """What an index asks of a dimension of that length, in chunks of that size."""
-        asked = range(length)[part] if isinstance(part, slice) else [range(length)[i] for i in _listed(part)]
+        asked = range(length)[part] if isinstance(part, slice) else [_position(i, length) for i in _listed(part)]
         if isinstance(asked, range) and asked.step == 1:
             return cls(len(asked), single=False, parts=dict(_runs(asked, chunk)))
         positions = np.array(asked, dtype=np.int64)
@@ -237,6 +237,12 @@ class _Axis:
 
 def _listed(part: int | list[int]) -> list[int]:
     return [part] if isinstance(part, int) else part
+
+
+def _position(index: int, length: int) -> int:
+    if not -length <= index < length:
+        raise IndexError(f"there is no {index} among {length}")
+    return index % length
 
 
 def _runs(asked: range, chunk: int) -> Iterator[tuple[int, tuple[slice, slice]]]:

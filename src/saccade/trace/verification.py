@@ -45,7 +45,7 @@ class Verdict:
     Attributes:
         findings: what is wrong; empty for a trace that is right.
         entries, arrays, numbers: how much was checked.
-        complete: whether the trace was closed.
+        complete: whether the trace was closed; None if that cannot be told.
         unfinished: the number of an entry that was not finished, or None.
     """
 
@@ -53,7 +53,7 @@ class Verdict:
     entries: int = 0
     arrays: int = 0
     numbers: int = 0
-    complete: bool = False
+    complete: bool | None = None
     unfinished: int | None = None
 
     @property

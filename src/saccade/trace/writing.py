@@ -60,7 +60,7 @@ class DiskSink:
         need_codecs()
         self.path, self.metadata = path, metadata
         self._was_there = path.exists()
-        with _writing(path):
+        with _writing(path, begun=False):
             self._check_free(resume=resume)
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
@@ -192,14 +192,16 @@ def _lock(path: Path) -> int:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, *, begun: bool = True) -> Iterator[None]:
     """What a disk says when it cannot be written to, as a `TraceWriteError`."""
     try:
         yield
     except OSError as error:
+        more = (
+            ". The entries that were finished are whole; when that is mended, --resume (resume=True) goes on after them"
+        )
         raise TraceWriteError(
-            f"{path} cannot be written to: {error.strerror or error}. The entries that were finished are whole; "
-            "when that is mended, --resume (resume=True) goes on after them"
+            f"{path} cannot be written to: {error.strerror or error}{more if begun else ''}"
         ) from error
 
 
