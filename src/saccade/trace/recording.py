@@ -45,7 +45,8 @@ def record(
 
     Models are served and watched as by `saccade.observe`; afterwards the model is what it was, also after an error. A
     forward that an exception ends leaves no entry, and an exception before the first entry leaves no trace. On disk,
-    entries are written while the model runs, in memory of one layer and a few times 8 MiB.
+    entries are written while the model runs, in memory of one layer and a few times 8 MiB. What gradient checkpointing
+    computes again is an entry again.
 
     Args:
         model: any module whose attention comes through Saccade: see `saccade.observe`.
