@@ -36,6 +36,11 @@ UNWRITABLE = frozenset({errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errn
 # What stands in, cell for cell, for characters that a terminal's encoding lacks.
 PLAIN = dict(zip("░▒▓█×·–—…‘’“”␣⇥↵▀", ".:+#x.--.''\"\"_>/ ", strict=True))  # noqa: RUF001  meant
 
+ModelName = Annotated[
+    str | None, typer.Option("--model", "-m", help="A hub name or a folder. Default: the small pretrained model.")
+]
+TracePlace = Annotated[str, typer.Argument(help="A trace: a folder or a URL.")]
+
 EXAMPLES = """Examples:
 
   saccade show "He left the roses by the bank."
@@ -156,10 +161,7 @@ def show(
         typer.Argument(help="What to read; - or nothing: standard input.", show_default=False),
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file (UTF-8).")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="A hub name or a folder. Default: the small pretrained model."),
-    ] = None,
+    model: ModelName = None,
     layer: Annotated[str | None, typer.Option(help="A layer's number, from 0, or mean.")] = None,
     head: Annotated[str | None, typer.Option(help="A head's number, from 0, or mean.")] = None,
     words: Annotated[bool, typer.Option("--words/--tokens", help="Merge subwords into words, or not.")] = True,
@@ -319,10 +321,7 @@ def record(
         typer.Argument(help="Texts to read; - or nothing: standard input.", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The trace to write: a new folder.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="A hub name or a folder. Default: the small pretrained model."),
-    ] = None,
+    model: ModelName = None,
     keep: Annotated[
         str,
         typer.Option(help="statistics; qk: queries and keys too, for exact patterns; qkv: values as well."),
@@ -445,7 +444,7 @@ def _bar() -> Iterator[Callable[[Any], None]]:
 @app.command()
 @command
 def info(
-    trace: Annotated[str, typer.Argument(help="A trace: a folder or a URL.")],
+    trace: TracePlace,
     as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
 ) -> None:
     """Say what is in a trace."""
@@ -464,7 +463,7 @@ def info(
 
 @app.command()
 @command
-def verify(trace: Annotated[str, typer.Argument(help="A trace: a folder or a URL.")]) -> None:
+def verify(trace: TracePlace) -> None:
     """Check all of a trace against its specification: metadata, checksums, shapes, numbers."""
     from saccade.trace.verification import verify as check
 

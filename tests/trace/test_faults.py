@@ -46,7 +46,7 @@ def same(a: saccade.trace.Entry, b: saccade.trace.Entry) -> bool:
     """Whether two entries hold the same bits."""
     if a.metadata != b.metadata:
         return False
-    for path, array in a.metadata.arrays().items():
+    for path, array in a.metadata.arrays.items():
         mine, theirs = a._arrays.read(path), b._arrays.read(path)
         if not (mine.tolist() == theirs.tolist() if array.dtype == "string" else torch.equal(mine, theirs)):
             return False
@@ -243,7 +243,7 @@ ARRAY = f"{ENTRY}/stacks/0/queries/zarr.json"
 def read_all(path) -> None:
     """Read every number of a trace, as a user could."""
     for entry in saccade.open_trace(path):
-        for name in entry.metadata.arrays():
+        for name in entry.metadata.arrays:
             entry._arrays.read(name)
 
 

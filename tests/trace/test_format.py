@@ -40,7 +40,7 @@ def path(tmp_path_factory):
 def test_zarr_reads_every_array(path):
     trace = saccade.open_trace(path)
     for entry in trace:
-        for name, array in entry.metadata.arrays().items():
+        for name, array in entry.metadata.arrays.items():
             theirs = zarr.open_array(path / f"entries/{entry.index:06d}" / name, mode="r")
             mine = entry._arrays.read(name)
             assert theirs.shape == array.shape
@@ -151,7 +151,7 @@ def test_the_page_names_every_member_and_array(path):
              metadata.Sequence, metadata.MaskForm, metadata.BiasForm, metadata.Hidden, metadata.Source)  # fmt: skip
     members = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert members <= names
-    arrays = {name.rpartition("/")[2] for entry in saccade.open_trace(path) for name in entry.metadata.arrays()}
+    arrays = {name.rpartition("/")[2] for entry in saccade.open_trace(path) for name in entry.metadata.arrays}
     assert {name for name in arrays if name not in names} <= {"map", "states", "layer", "head"}  # written as paths
     assert int(re.match(r"# The trace format, version (\d+)", PAGE)[1]) == metadata.VERSION
     assert len(PAGE.splitlines()) < 150  # a page
@@ -181,7 +181,7 @@ def test_the_script_makes_the_golden_trace(tmp_path):
     assert len(made) == len(golden)
     for mine, theirs in zip(made, golden, strict=True):
         assert mine.metadata == theirs.metadata
-        for name, array in mine.metadata.arrays().items():
+        for name, array in mine.metadata.arrays.items():
             if array.dtype == "string":
                 assert mine._arrays.read(name).tolist() == theirs._arrays.read(name).tolist()
             else:

@@ -103,7 +103,7 @@ def test_memory_and_disk_give_the_same_bits(name, tmp_path):
     first, *others = traces
     for other in others:
         assert other[0].metadata == first[0].metadata
-        for path, array in first[0].metadata.arrays().items():
+        for path, array in first[0].metadata.arrays.items():
             mine, theirs = (trace[0]._arrays.read(path) for trace in (first, other))
             assert tuple(mine.shape) == tuple(theirs.shape) == array.shape
             if array.dtype == "string":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from saccade.adapters.huggingface import attention_sites
 from saccade.adapters.observation import Call
 from saccade.adapters.pretrained import Encoded, Pretrained, encode
 from saccade.errors import ArgumentError, TraceExistsError
+from saccade.trace.metadata import Source
 from saccade.trace.recorder import Recording
 from saccade.trace.recording import record
 from saccade.trace.trace import Trace
@@ -163,7 +163,7 @@ def _check_sources(trace: Recording, batches: Sequence[Sequence[Text]]) -> None:
     for entry in trace.entries:
         known = [source.sha256 for source in entry.metadata.sources]
         texts = batches[entry.index] if entry.index < len(batches) else []
-        if known != [hashlib.sha256(text.text.encode()).hexdigest() for text in texts]:
+        if known != [Source.of(text.name, text.text).sha256 for text in texts]:
             raise TraceExistsError(
                 f"entry {entry.index} was made of other texts ({', '.join(entry.sources) or 'not named'}): give "
                 "the same files in the same order and with the same batch, or choose another name"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -42,8 +41,8 @@ class Seen:
     def __init__(self, call: Call, problem: Problem, inputs: Inputs, keep: str, heads: list[int] | None) -> None:
         self.call = call
         self.heads = list(range(call.lengths.heads)) if heads is None else heads
-        self.precision = str(inputs.query.dtype).removeprefix("torch.")
-        self.compute = str(inputs.compute).removeprefix("torch.")
+        self.precision = metadata.name_of(inputs.query.dtype)
+        self.compute = metadata.name_of(inputs.compute)
         self.kept = {"statistics": (), "qk": ("queries", "keys"), "qkv": ("queries", "keys", "values")}[keep]
         inputs = inputs.gathered() if self.kept else inputs
         self.inputs = inputs if heads is None or inputs.pages is not None else _of_heads(inputs, heads)
@@ -84,7 +83,7 @@ class OpenEntry:
         self._masks: list[Intervals | Dense] = []
         self._biases: list[Bias] = []
         said = zip(sources or (), texts or (), strict=True) if sources else ()
-        self._sources = [metadata.Source(n, hashlib.sha256(t.encode()).hexdigest()) for n, t in said]
+        self._sources = [metadata.Source.of(name, text) for name, text in said]
 
     # ------------------------------------------------------------------------------------ calls
 
@@ -255,8 +254,8 @@ def _mask_form(mask: Intervals | Dense) -> MaskForm:
 
 
 def _bias_form(bias: Bias) -> BiasForm:
-    precision = str(bias.values.dtype).removeprefix("torch.")
-    return BiasForm(bias.kind, tuple(bias.numbers()), tuple(bias.values.shape), precision)
+    values = bias.values
+    return BiasForm(bias.kind, tuple(bias.numbers()), tuple(values.shape), metadata.name_of(values.dtype))
 
 
 def _strings(names: Sequence[str]) -> Any:

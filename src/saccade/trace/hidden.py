@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saccade.adapters.observation import FAILED, Running
 from saccade.trace.blocks import kind_of_path
-from saccade.trace.metadata import Hidden
+from saccade.trace.metadata import PRECISIONS, Hidden, name_of
 from saccade.trace.storage import Open
 
 Place = tuple[int, int]  # which of the entry's arrays of hidden states, and which row
@@ -89,7 +89,7 @@ class HiddenStates:
     def _array(self, path: str, state: Tensor) -> int:
         """The array of the hidden states of this kind of layer and shape."""
         batch, length, width = state.shape
-        wanted = Hidden((), batch, length, width, str(state.dtype).removeprefix("torch."))
+        wanted = Hidden((), batch, length, width, name_of(state.dtype))
         for i, form in enumerate(self._forms):
             if kind_of_path(form.layers[0].split("#")[0]) == kind_of_path(path) and replace(form, layers=()) == wanted:
                 return i
@@ -100,8 +100,8 @@ class HiddenStates:
         """Keep what left the last layers; NaN where that was no hidden state of the same shape."""
         for i, form in enumerate(self._forms):
             last, shape = self._last_out.get(i), (form.batch, form.length, form.width)
-            fits = last is not None and last.shape == shape and str(last.dtype) == f"torch.{form.precision}"
-            missing = torch.full(shape, torch.nan, dtype=getattr(torch, form.precision), device="cpu")
+            fits = last is not None and last.shape == shape and name_of(last.dtype) == form.precision
+            missing = torch.full(shape, torch.nan, dtype=PRECISIONS[form.precision], device="cpu")
             self._open.append(f"hidden/{i}/states", last if fits and last is not None else missing)
         return tuple(self._forms)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from saccade.statistics import Map
 from saccade.trace.metadata import Array, EntryMetadata, Stack, pyramid_sides
 
 MEMBER = "saccade"  # of a group's attributes
@@ -21,6 +20,9 @@ ENTRIES = "entries"
 CHUNK_BYTES = 1 << 20
 STRING_BYTES = 64  # what a token's text is taken for when chunks are cut
 ZSTD_LEVEL = 1
+LITTLE: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+INDEX_CODECS: list[dict[str, Any]] = [LITTLE, {"name": "crc32c"}]
+CHUNK_KEYS = {"name": "default", "configuration": {"separator": "."}}
 
 
 def entry_path(index: int) -> str:
@@ -66,6 +68,17 @@ def fill_value(dtype: str) -> Any:
     return math.nan if dtype.startswith("float") else -1
 
 
+def json_fill_value(dtype: str) -> Any:
+    """The same as Zarr writes it in JSON, which has no NaN."""
+    value = fill_value(dtype)
+    return "NaN" if isinstance(value, float) else value
+
+
+def group_json(attributes: dict[str, Any]) -> dict[str, Any]:
+    """A group's `zarr.json`."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
 def array_json(array: Array, rows: int) -> dict[str, Any]:
     """An array's `zarr.json`.
 
@@ -74,12 +87,10 @@ def array_json(array: Array, rows: int) -> dict[str, Any]:
         rows: rows in a shard, for an array of rows.
     """
     chunk, shard = chunk_and_shard(array, rows)
-    value = fill_value(array.dtype)
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
     sharding = {
         "chunk_shape": list(chunk),
         "codecs": [serializer(array.dtype), {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}],
-        "index_codecs": [little, {"name": "crc32c"}],
+        "index_codecs": INDEX_CODECS,
         "index_location": "end",
     }
     return {
@@ -88,8 +99,8 @@ def array_json(array: Array, rows: int) -> dict[str, Any]:
         "shape": list(array.shape),
         "data_type": array.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": "NaN" if value != value else value,  # noqa: PLR0124  NaN is not itself
+        "chunk_key_encoding": CHUNK_KEYS,
+        "fill_value": json_fill_value(array.dtype),
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "attributes": {} if array.precision is None else {"precision": array.precision},
         "dimension_names": list(array.dims),
@@ -103,7 +114,7 @@ def serializer(dtype: str) -> dict[str, Any]:
         return {"name": "vlen-utf8", "configuration": {}}
     if itemsize(dtype) == 1:
         return {"name": "bytes"}  # one byte has no order
-    return {"name": "bytes", "configuration": {"endian": "little"}}
+    return LITTLE
 
 
 def pyramid(name: str, lengths: tuple[int, int], levels: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -129,14 +140,13 @@ def pyramid(name: str, lengths: tuple[int, int], levels: Sequence[tuple[int, int
 
 def map_levels(stack: Stack) -> list[tuple[int, int]]:
     """The cells of each level of a stack's maps; none if it has no maps."""
-    found = [s for s in stack.asked() if isinstance(s, Map)]
-    return pyramid_sides(found[0].grid(stack.lengths)) if found else []
+    return [] if stack.map is None else pyramid_sides(stack.map.grid(stack.lengths))
 
 
 def group_attributes(metadata: EntryMetadata) -> dict[str, dict[str, Any]]:
     """Every group within an entry, by path, and its attributes."""
     found: dict[str, dict[str, Any]] = {
-        parent.as_posix(): {} for path in metadata.arrays() for parent in list(PurePosixPath(path).parents)[:-1]
+        parent.as_posix(): {} for path in metadata.arrays for parent in list(PurePosixPath(path).parents)[:-1]
     }
     for number, stack in enumerate(metadata.stacks):
         if levels := map_levels(stack):

@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Self
 
 import torch
@@ -272,6 +272,11 @@ class Stack(_Json):
         """The statistics that were asked."""
         return [asked.statistic() for asked in self.statistics]
 
+    @property
+    def map(self) -> Map | None:
+        """The map that was asked, if one was."""
+        return next((statistic for statistic in self.asked() if isinstance(statistic, Map)), None)
+
 
 _KEPT = ("queries", "keys", "values")
 
@@ -351,6 +356,11 @@ class Source(_Json):
     name: str
     sha256: str
 
+    @classmethod
+    def of(cls, name: str, text: str) -> Source:
+        """The source of a text."""
+        return cls(name, hashlib.sha256(text.encode()).hexdigest())
+
 
 @dataclass(frozen=True)
 class Array:
@@ -425,6 +435,7 @@ class EntryMetadata(_Json):
             here = site.hidden_row is not None and 0 <= site.hidden_row < rows
             _need(here, f"{site.name}: there is no hidden row {site.hidden_row}")
 
+    @cached_property
     def arrays(self) -> dict[str, Array]:
         """Every array that the entry has, by its path within it."""
         found: dict[str, Array] = {}
@@ -448,6 +459,11 @@ class EntryMetadata(_Json):
 def _need(right: bool, message: str) -> None:  # noqa: FBT001
     if not right:
         raise TraceFormatError(message)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """What a trace calls a dtype."""
+    return str(dtype).removeprefix("torch.")
 
 
 def stored(precision: str) -> str:

@@ -25,7 +25,7 @@ from saccade.errors import (
     TraceFormatError,
     TraceVersionError,
 )
-from saccade.trace.layout import ENTRIES, MEMBER, entry_path, itemsize, serializer
+from saccade.trace.layout import CHUNK_KEYS, ENTRIES, INDEX_CODECS, MEMBER, entry_path, itemsize, serializer
 from saccade.trace.metadata import (
     MOST,
     PRECISIONS,
@@ -326,14 +326,9 @@ class StoredEntry:
             raise TraceFormatError(f"{where} says that it is entry {metadata.index}")
         return metadata
 
-    @cached_property
-    def arrays(self) -> dict[str, Array]:
-        """The entry's arrays by path."""
-        return self.metadata.arrays()
-
     def read(self, path: str, index: Index = ()) -> Values:
         """See `Arrays`."""
-        return _as_values(self.raw(path, index), self.arrays[path])
+        return _as_values(self.raw(path, index), self.metadata.arrays[path])
 
     def raw(self, path: str, index: Index = ()) -> Any:
         """The same as NumPy has it; bfloat16 as float32."""
@@ -341,7 +336,7 @@ class StoredEntry:
 
     def _opened(self, path: str) -> Sharded:
         """An array whose own metadata are right."""
-        expected, place = self.arrays[path], f"{self.path}/{path}"
+        expected, place = self.metadata.arrays[path], f"{self.path}/{path}"
         where = f"{self.files.name}/{place}"
         if path not in self._open:
             chunk, shard = check_array(read_json(self.files, f"{place}/zarr.json"), expected, where)
@@ -376,7 +371,7 @@ def check_array(document: Any, expected: Array, where: str) -> tuple[tuple[int, 
         "shape": list(expected.shape),
         "data_type": expected.dtype,
         "dimension_names": list(expected.dims),
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "chunk_key_encoding": CHUNK_KEYS,
     }
     for name, value in says.items():
         if document.get(name) != value:
@@ -426,9 +421,8 @@ def _check_codecs(codecs: Any, expected: Array, shard: Sequence[int], where: str
     if not isinstance(codecs, list) or len(codecs) != 1:
         raise TraceFormatError(f"{where}: codecs are {_short(codecs)}; expected sharding_indexed")
     sharding = _configured(codecs[0], "sharding_indexed", f"{where}: codecs")
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
     _check_chain(sharding.get("codecs"), [serializer(expected.dtype), {"name": "zstd"}], f"{where}: codecs")
-    _check_chain(sharding.get("index_codecs"), [little, {"name": "crc32c"}], f"{where}: index_codecs")
+    _check_chain(sharding.get("index_codecs"), INDEX_CODECS, f"{where}: index_codecs")
     if sharding.get("index_location", "end") != "end":
         raise TraceFormatError(f"{where}: the index of a shard has to be at its end")
     chunk = sharding.get("chunk_shape")

@@ -69,7 +69,7 @@ def record(
         ArgumentError: an argument does not fit; nested contexts ask for one statistic in two ways.
         UnsupportedModelError, ShapeError: as of `saccade.observe`.
         TraceExistsError, TraceBusyError, TraceWriteError: `to` cannot be written to.
-        MissingExtraError: `to` needs zarr.
+        MissingExtraError: `to` needs the packages of the trace extra.
 
     >>> import torch, saccade
     >>> class Net(torch.nn.Module):

@@ -161,7 +161,9 @@ class Sharded:
             DamagedTraceError: a shard is missing, cut off, or not what was written.
             IndexError: an index is out of range.
         """
-        self._check_first(files)
+        first = [0] * len(self.shape)
+        # Refuse a shape that the files cannot hold before anything is done for each of its numbers.
+        opened = {tuple(first): self._opened(files, first)} if math.prod(self.shape) else {}
         axes = [_Axis.of(part, n, c) for part, n, c in self._indexed(index)]
         out = self._answer([axis.length for axis in axes])
         wanted: dict[Shape, list[Shape]] = {}
@@ -169,20 +171,18 @@ class Sharded:
             number = tuple(at // n for at, n in zip(where, self._counts, strict=True))
             wanted.setdefault(number, []).append(where)
         for number, places in wanted.items():
-            opened = _Opened(self, files, f"{self.place}/{shard_name(number)}", self._counts)
+            shard = opened.get(number) or self._opened(files, number)
 
-            def fill(where: Shape, opened: _Opened = opened) -> None:
+            def fill(where: Shape, shard: _Opened = shard) -> None:
                 inner = tuple(at % n for at, n in zip(where, self._counts, strict=True))
                 parts = [axis.parts[at] for axis, at in zip(axes, where, strict=True)]
-                _place(out, opened.chunk(inner), parts)
+                _place(out, shard.chunk(inner), parts)
 
             _in_threads(fill, places, len(places) * math.prod(self.chunk) * itemsize(self.dtype))
         return out[tuple(0 if axis.single else slice(None) for axis in axes)]
 
-    def _check_first(self, files: Ranges) -> None:
-        """Refuse a shape that the files cannot hold, before anything is done for each of its numbers."""
-        if math.prod(self.shape):
-            _Opened(self, files, f"{self.place}/{shard_name([0] * len(self.shape))}", self._counts)
+    def _opened(self, files: Ranges, number: Sequence[int]) -> _Opened:
+        return _Opened(self, files, f"{self.place}/{shard_name(number)}", self._counts)
 
     def _answer(self, shape: Sequence[int]) -> NDArray[Any]:
         try:

@@ -126,6 +126,13 @@ def _numbers(part: slice | list[int] | int, length: int) -> list[int]:
     return list(range(length)[part]) if isinstance(part, slice) else [part] if isinstance(part, int) else part
 
 
+def as_stored(values: Values) -> NDArray[Any]:
+    """The numbers as Zarr has them: bfloat16 as float32."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values, dtype=object)
+    return values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+
+
 def on_host(x: Tensor) -> Tensor:
     """A copy in main memory that nobody else writes to."""
     return x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

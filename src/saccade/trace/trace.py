@@ -17,7 +17,7 @@ from saccade.statistics import Map, Received, Report, TopKeys, TopKeysResult
 from saccade.trace.metadata import EntryMetadata, Stack, TraceMetadata
 from saccade.trace.metadata import Site as SiteMetadata
 from saccade.trace.reading import StoredEntry, StoredTrace, open_files
-from saccade.trace.storage import Arrays, Index
+from saccade.trace.storage import Arrays, Index, as_stored
 from saccade.trace.tokens import Tokens
 
 
@@ -196,10 +196,9 @@ class Entry:
             NotRecordedError: it was not kept.
             IndexError: there is no such stack.
         """
-        if not 0 <= stack < len(self.stacks):
-            raise IndexError(f"entry {self.index} has {len(self.stacks)} stacks, from 0; there is no {stack}")
+        self._check_stack(stack)
         path = f"stacks/{stack}/{name}"
-        arrays = self.metadata.arrays()
+        arrays = self.metadata.arrays
         if path not in arrays or not arrays[path].rows:
             have = [p.rpartition("/")[2] for p, a in arrays.items() if p.startswith(f"stacks/{stack}/") and a.rows]
             raise NotRecordedError(f"{name} was not kept; there are {', '.join(have)}")
@@ -208,28 +207,27 @@ class Entry:
             index += (slice(None), heads)
         return cast("Tensor", self._arrays.read(path, index))
 
+    def _check_stack(self, stack: int) -> None:
+        if not 0 <= stack < len(self.stacks):
+            raise IndexError(f"entry {self.index} has {len(self.stacks)} stacks, from 0; there is no {stack}")
+
     def to_dataset(self, stack: int = 0) -> Any:
         """See `Trace.to_dataset`."""
         try:
             import xarray
         except ImportError:
             raise MissingExtraError("xarray", "xarray") from None
-        if not 0 <= stack < len(self.stacks):
-            raise IndexError(f"entry {self.index} has {len(self.stacks)} stacks, from 0; there is no {stack}")
+        self._check_stack(stack)
         if isinstance(self._arrays, StoredEntry):
             group = f"{self._arrays.path}/stacks/{stack}"
             return xarray.open_zarr(self._arrays.files.name, group=group, consolidated=False, chunks=None)
         group = f"stacks/{stack}/"
         variables = {
-            path.removeprefix(group): (array.dims, _numpy(self._arrays.read(path)))
-            for path, array in self.metadata.arrays().items()
+            path.removeprefix(group): (array.dims, as_stored(self._arrays.read(path)))
+            for path, array in self.metadata.arrays.items()
             if path.startswith(group)
         }
         return xarray.Dataset(variables)
-
-
-def _numpy(values: Any) -> Any:
-    return values.float().numpy() if isinstance(values, Tensor) and str(values.dtype) == "torch.bfloat16" else values
 
 
 class Site:
@@ -317,17 +315,17 @@ class Site:
         """
         import torch
 
-        asked = [s for s in self._stack.asked() if isinstance(s, Map)]
-        if not asked or f"maps/{self._site.stack}/0/s{level}/map" not in self._arrays.metadata.arrays():
+        asked = self._stack.map
+        if asked is None or f"maps/{self._site.stack}/0/s{level}/map" not in self._arrays.metadata.arrays:
             raise NotRecordedError(f"{self.name}: there is no map of level {level}")
-        heads = None if asked[0].over_heads else self._heads
+        heads = None if asked.over_heads else self._heads
         index: Index = (self._site.row,) if heads is None else (self._site.row, heads)
         levels = [
             cast("Tensor", self._arrays.read(f"maps/{self._site.stack}/{b}/s{level}/map", index))
             for b in range(self._stack.batch)
         ]
         stacked = torch.stack(levels)
-        return stacked[:, 0] if asked[0].over_heads else stacked
+        return stacked[:, 0] if asked.over_heads else stacked
 
     # ------------------------------------------------------------------------------------ what was kept
 
@@ -338,19 +336,14 @@ class Site:
         Raises:
             NotRecordedError: queries and keys were not kept.
         """
-        if "queries" not in self._stack.kept:
-            raise NotRecordedError(
-                f"{self.name}: queries and keys were not kept, so there is no pattern to ask: record with keep='qk'"
-            )
-        query, key = self._read("queries", self._heads), self._read_keys("keys")
-        problem = self._arrays.metadata
+        entry = self._arrays.metadata
         pattern = Pattern(
-            query,
-            key,
-            mask=self._mask(problem),
+            self.query,
+            self.key,
+            mask=self._mask(entry),
             scale=self._site.scale,
             softcap=self._site.softcap,
-            bias=self._bias(problem),
+            bias=self._bias(entry),
             sinks=None if self._stack.sink_batch is None else self._read("sinks", self._heads),
         )
         kept = any(asked.field == "lse" for asked in self._stack.statistics)
@@ -464,6 +457,6 @@ def open_trace(path: str | Path) -> Trace:
         TraceVersionError: it is of a version that this Saccade does not know.
         DamagedTraceError, TraceFormatError: it is not as it was written, or against the specification. What is only
             read later may raise these as well.
-        MissingExtraError: zarr, or what reads that URL, is not installed.
+        MissingExtraError: what unpacks traces, or reads that URL, is not installed.
     """
     return Trace(StoredTrace(open_files(path)))

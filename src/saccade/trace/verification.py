@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor
 
 from saccade.errors import NotATraceError, TraceError, TraceVersionError
-from saccade.statistics import Map
 from saccade.trace.entry import coarser
-from saccade.trace.layout import ENTRIES, fill_value, group_attributes, map_levels
+from saccade.trace.layout import ENTRIES, group_attributes, group_json, json_fill_value, map_levels
 from saccade.trace.metadata import Array, EntryMetadata, Stack
 from saccade.trace.reading import Files, StoredEntry, StoredTrace, open_files, read_json
 
@@ -76,12 +74,11 @@ def proves(sentences: str) -> Callable[[Any], Any]:
     return mark
 
 
-def verify(path: str | Path, on_entry: Callable[[int, int], None] | None = None) -> Verdict:
+def verify(path: str | Path) -> Verdict:
     """Check all of a trace: metadata, shapes, every byte, and what the numbers may be.
 
     Args:
         path: as of `saccade.open_trace`.
-        on_entry: told the number of the entry that is checked, and how many there are.
 
     Raises:
         NotATraceError: there is no trace.
@@ -92,12 +89,9 @@ def verify(path: str | Path, on_entry: Callable[[int, int], None] | None = None)
     stored = _root(files, verdict)
     if stored is None:
         return verdict
-    if read_json(files, f"{ENTRIES}/zarr.json") != {"zarr_format": 3, "node_type": "group", "attributes": {}}:
-        verdict.findings.append(Finding(SENTENCES["_root"], files.name, f"{ENTRIES}/zarr.json is not that of a group"))
+    _group("_root", files, ENTRIES, {}, verdict)
     verdict.complete, verdict.unfinished = stored.metadata.complete, stored.unfinished
-    for index, entry in enumerate(stored.finished):
-        if on_entry is not None:
-            on_entry(index, len(stored.finished))
+    for entry in stored.finished:
         _check_entry(cast("StoredEntry", entry), verdict)
         verdict.entries += 1
     return verdict
@@ -109,7 +103,7 @@ def _check_entry(entry: StoredEntry, verdict: Verdict) -> None:
         return
     _groups(entry, verdict)
     whole = True
-    for path, array in entry.arrays.items():
+    for path, array in entry.metadata.arrays.items():
         verdict.arrays += 1
         whole &= _array(entry, path, array, verdict)
     if whole:
@@ -145,7 +139,7 @@ def _root(files: Files, verdict: Verdict) -> StoredTrace | None:
 @proves("3 6 8 9 10")
 def _metadata(entry: StoredEntry, verdict: Verdict) -> EntryMetadata | None:
     """Members, kinds, ranges, and what has to fit each other; the digest."""
-    found = _held("_metadata", entry.name, verdict, lambda: (entry.metadata, entry.arrays))
+    found = _held("_metadata", entry.name, verdict, lambda: (entry.metadata, entry.metadata.arrays))
     return None if found is None else entry.metadata
 
 
@@ -153,11 +147,16 @@ def _metadata(entry: StoredEntry, verdict: Verdict) -> EntryMetadata | None:
 def _groups(entry: StoredEntry, verdict: Verdict) -> None:
     """Every folder on the way to an array is a group; those of maps say where their cells are."""
     for path, attributes in group_attributes(entry.metadata).items():
-        where = f"{entry.name}/{path}"
-        document = _held("_groups", where, verdict, partial(read_json, entry.files, f"{entry.path}/{path}/zarr.json"))
-        if document != {"zarr_format": 3, "node_type": "group", "attributes": attributes}:
-            message = f"its zarr.json is not that of a group with attributes {attributes}"
-            verdict.findings.append(Finding(SENTENCES["_groups"], where, message))
+        _group("_groups", entry.files, f"{entry.path}/{path}", attributes, verdict)
+
+
+def _group(check: str, files: Files, path: str, attributes: dict[str, Any], verdict: Verdict) -> None:
+    """One group's `zarr.json` is what it has to be."""
+    where = f"{files.name}/{path}"
+    document = _held(check, where, verdict, lambda: read_json(files, f"{path}/zarr.json"))
+    if document != group_json(attributes):
+        message = f"its zarr.json is not that of a group with attributes {attributes}"
+        verdict.findings.append(Finding(SENTENCES[check], where, message))
 
 
 @proves("12 13 14 15 16 26")
@@ -177,11 +176,9 @@ def _array(entry: StoredEntry, path: str, array: Array, verdict: Verdict) -> boo
 @proves("17")
 def _fill_values(entry: StoredEntry) -> Iterator[str]:
     """What stands for nothing is no plausible number."""
-    for path, array in entry.arrays.items():
+    for path, array in entry.metadata.arrays.items():
         found = read_json(entry.files, f"{entry.path}/{path}/zarr.json").get("fill_value")
-        wanted = fill_value(array.dtype)
-        right = found == "NaN" if wanted != wanted else found == wanted  # noqa: PLR0124  NaN is not itself
-        if not right:
+        if found != json_fill_value(array.dtype):
             yield f"{path}: fill_value is {found!r}"
 
 
@@ -191,7 +188,7 @@ def _fill_values(entry: StoredEntry) -> Iterator[str]:
 @proves("18")
 def _precision(entry: StoredEntry) -> Iterator[str]:
     """Numbers that were bfloat16 are still: the lower half of each float32 is 0."""
-    for path, array in entry.arrays.items():
+    for path, array in entry.metadata.arrays.items():
         document = read_json(entry.files, f"{entry.path}/{path}/zarr.json")
         if document.get("attributes", {}).get("precision") != array.precision:
             yield f"{path}: precision is not {array.precision!r}"
@@ -205,8 +202,8 @@ def _precision(entry: StoredEntry) -> Iterator[str]:
 def _rows(entry: StoredEntry, number: int, name: str) -> Iterator[Tensor]:
     """The rows of a stack's array, if it has that one."""
     path = f"stacks/{number}/{name}"
-    if path in entry.arrays:
-        for row in range(entry.arrays[path].shape[0]):
+    if path in entry.metadata.arrays:
+        for row in range(entry.metadata.arrays[path].shape[0]):
             yield cast("Tensor", entry.read(path, (row,)))
 
 
@@ -251,7 +248,7 @@ def _top_keys(entry: StoredEntry) -> Iterator[str]:
 def _maps(entry: StoredEntry) -> Iterator[str]:
     """Coarser levels are made of finer ones."""
     for number, stack in enumerate(entry.metadata.stacks):
-        reduce = next((s.reduce for s in stack.asked() if isinstance(s, Map)), "")
+        reduce = stack.map.reduce if stack.map else ""
         for b in range(stack.batch):
             for level in range(1, len(map_levels(stack))):
                 fine, coarse = (cast("Tensor", entry.read(f"maps/{number}/{b}/s{k}/map")) for k in (level - 1, level))

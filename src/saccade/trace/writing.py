@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,12 +29,13 @@ from saccade.trace.layout import (
     chunk_and_shard,
     entry_path,
     group_attributes,
+    group_json,
     itemsize,
 )
-from saccade.trace.metadata import Array, EntryMetadata, TraceMetadata, digest
+from saccade.trace.metadata import Array, EntryMetadata, TraceMetadata, digest, name_of, stored
 from saccade.trace.reading import LocalFiles, StoredEntry, StoredTrace, read_root
 from saccade.trace.shards import need_codecs, pack, shard_name
-from saccade.trace.storage import Arrays, Values, on_host
+from saccade.trace.storage import Arrays, Values, as_stored, on_host
 
 FLUSH_BYTES = 8 << 20
 LOCK = ".lock"
@@ -156,7 +156,7 @@ class DiskSink:
 def _write_group(folder: Path, attributes: dict[str, Any]) -> None:
     """Make a folder a group of Zarr."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder, {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+    _write_json(folder, group_json(attributes))
 
 
 def _write_json(folder: Path, document: dict[str, Any]) -> None:
@@ -231,12 +231,12 @@ class DiskEntry:
 
     def finish(self, metadata: EntryMetadata) -> StoredEntry:
         """See `Open`."""
-        expected = metadata.arrays()
+        expected = metadata.arrays
         with _writing(self._sink.path):
             for path in list(self._waiting):
                 self._flush(path)
             for path, array in self._whole.items():
-                _write_whole(self._path / path, expected[path], _numpy(array))
+                _write_whole(self._path / path, expected[path], as_stored(array))
             for path, written in self._shards.items():
                 written.describe(expected[path])
             assert set(expected) == {*self._shards, *self._whole}
@@ -268,7 +268,7 @@ class _RowsOnDisk:
 
     def append(self, rows: list[Tensor]) -> None:
         """Write a shard's rows; fewer than a shard has only at the end."""
-        numbers = _numpy(torch.stack(rows))
+        numbers = as_stored(torch.stack(rows))
         written = self._shape[0] if self._shape else 0
         assert written % self.rows_in_shard == 0
         self._shape = (written + len(rows), *numbers.shape[1:])
@@ -304,11 +304,5 @@ def _write_shard(path: Path, array: Array, values: Any, number: int, rows: int) 
     temporary.replace(file)
 
 
-def _numpy(values: Values) -> Any:
-    if not isinstance(values, Tensor):
-        return np.asarray(values, dtype=object)
-    return values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
-
-
 def _bytes(row: Tensor) -> int:
-    return row.numel() * itemsize("float32" if row.dtype == torch.bfloat16 else str(row.dtype).removeprefix("torch."))
+    return row.numel() * itemsize(stored(name_of(row.dtype)))
