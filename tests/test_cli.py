@@ -15,10 +15,11 @@ from rich.cells import cell_len
 from saccade import cli, errors
 from saccade._version import __version__
 from saccade.backends import native
+from saccade.cli import screen, show
 from saccade.views import diagnosis
 
 TEXT = "He left the roses by the bank."
-SOURCE = Path(cli.__file__).parent
+SOURCE = Path(cli.__file__).parents[1]
 
 
 def test_show_prints_the_article_s_sentence_with_the_packaged_model(run):
@@ -131,14 +132,14 @@ def test_a_model_whose_attention_does_not_come_through(run, tmp_path):
 
 def test_rich_leaves_a_broken_pipe_to_us():
     with pytest.raises(BrokenPipeError):
-        cli._console().on_broken_pipe()
+        screen.console_of_stdout().on_broken_pipe()
 
 
 def test_an_interrupt_is_quiet(run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_look", interrupted)
+    monkeypatch.setattr(show, "_look", interrupted)
     assert run("show", TEXT) == (130, "", "")
 
 
@@ -146,7 +147,7 @@ def test_a_bug_is_not_hidden(monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_look", broken)
+    monkeypatch.setattr(show, "_look", broken)
     monkeypatch.setattr(sys, "argv", ["saccade", "show", TEXT])
     with pytest.raises(ZeroDivisionError):
         cli.main()
@@ -257,7 +258,7 @@ def test_a_terminal_of_no_columns_gets_forty(run, model, monkeypatch):
     monkeypatch.setenv("COLUMNS", "0")
     code, out, err = run("show", TEXT, "-m", model)
     assert (code, err) == (0, "")
-    assert 30 < max(map(cell_len, out.splitlines())) <= cli.NARROWEST
+    assert 30 < max(map(cell_len, out.splitlines())) <= screen.NARROWEST
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
