@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saccade._version import __version__
 
 if TYPE_CHECKING:
-    from saccade import errors, masks, nn, scores, statistics
+    from saccade import analysis, errors, masks, nn, scores, statistics
     from saccade.adapters.huggingface import attach, detach
     from saccade.adapters.observation import observe
     from saccade.adapters.torch_sdpa import sdpa
@@ -21,6 +21,7 @@ __all__ = [
     "Pattern",
     "Trace",
     "__version__",
+    "analysis",
     "attach",
     "attention",
     "detach",
@@ -35,7 +36,7 @@ __all__ = [
     "statistics",
 ]
 
-_MODULES = ("errors", "masks", "nn", "scores", "statistics")
+_MODULES = ("analysis", "errors", "masks", "nn", "scores", "statistics")
 _HOME = {
     "Pattern": "pattern",
     "Trace": "trace",

@@ -38,6 +38,19 @@ class Observer(Protocol):
 
 OBSERVER: ContextVar[Observer | None] = ContextVar("saccade_observer", default=None)
 
+
+class Intervention(Protocol):
+    """Someone who changes attention calls in a stretch of code, to see what follows."""
+
+    def change_inputs(self, problem: Problem, inputs: Inputs) -> Inputs:
+        """What the call is computed from; of the same shapes."""
+
+    def change_output(self, problem: Problem, inputs: Inputs, output: Tensor) -> Tensor:
+        """What the caller gets, ``(B, H, Nq, Dv)``."""
+
+
+INTERVENTION: ContextVar[Intervention | None] = ContextVar("saccade_intervention", default=None)
+
 # Makes a function for which compiled code leaves its graph. torch.compiler.disable would import the compiler at once,
 # which takes seconds; this does when the function is called.
 uncompiled = _disable_dynamo
@@ -181,12 +194,18 @@ def _answer(
         return _answer_uncompiled(problem, inputs, asked, backend)
     observer = None if traced else OBSERVER.get()
     extra = [] if observer is None else check_all(observer.wanted(inputs.lengths), inputs.lengths)
+    intervention = None if traced else INTERVENTION.get()
+    if intervention is not None:
+        inputs = intervention.change_inputs(problem, inputs)
     chosen, _ = backends.choose(problem, inputs, backend)
     # Caller and observer may ask for one statistic in two ways (other groups, another k): each gets its own.
     forward = operation.call(chosen, problem, inputs, [*asked, *extra])
     if observer is not None:
         observer.receive(_report(extra, forward.results[len(asked) :], forward.lse), problem, inputs)
-    return (forward.output, _report(asked, forward.results[: len(asked)], forward.lse)) if asked else forward.output
+    output = forward.output
+    if intervention is not None:
+        output = intervention.change_output(problem, inputs, output)
+    return (output, _report(asked, forward.results[: len(asked)], forward.lse)) if asked else output
 
 
 _answer_uncompiled = uncompiled(_answer)
@@ -216,16 +235,17 @@ def _signature(
     query: Tensor, key: Tensor, value: Tensor, mask: object, scale: object, softcap: object
 ) -> tuple[object, ...] | None:
     """All that a call depends on but the numbers; None if it may depend on more, or if anybody wants to see it."""
-    if operation.watched() or OBSERVER.get() is not None or not (type(query) is type(key) is type(value) is Tensor):
+    if operation.watched() or (OBSERVER.get() or INTERVENTION.get()) is not None:
+        return None
+    if not (type(query) is type(key) is type(value) is Tensor):
         return None
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return None
     if not (query.is_cpu and key.is_cpu and value.is_cpu and query.dtype == key.dtype == value.dtype):
         return None
-    if not (_written_out(query) and _written_out(key) and _written_out(value)):
-        return None
     if (
-        type(scale) not in _NUMBERS
+        not (_written_out(query) and _written_out(key) and _written_out(value))
+        or type(scale) not in _NUMBERS
         or type(softcap) not in _NUMBERS
         or not (mask is None or (isinstance(mask, Mask) and mask == _CAUSAL))
     ):

@@ -89,26 +89,49 @@ class Encoded:
 # ---------------------------------------------------------------------------------------- finding
 
 
-def load(name: str | None = None) -> Pretrained:
+def load(name: str | None = None, *, head: bool = False) -> Pretrained:
     """The model of that name with its tokenizer.
 
     Args:
         name: a folder written by ``save_pretrained`` or a name on the hub; None for the packaged
             small model.
+        head: with the head by which a causal language model predicts the next token.
 
     Raises:
         ArgumentError: the name is empty.
         ModelNotFoundError: nothing of that name can be loaded; the message says what was tried.
         IntegrityError: the packaged model's weights are not the published ones, or weights are
             missing.
-        UnsupportedModelError: the model does not read text.
+        UnsupportedModelError: the model does not read text, or has no such head.
         MissingExtraError: transformers is not installed.
     """
     if find_spec("transformers") is None:
         raise MissingExtraError("transformers", "hf")
     called, source, local = _find(name)  # before anything slow is imported
     with quiet():
-        return _load(called, source, local=local)
+        return _load(called, source, local=local, head=head)
+
+
+def wrap(model: Any, tokenizer: Any, name: str | None = None) -> Pretrained:
+    """A model and a tokenizer that are loaded already.
+
+    Args:
+        model: of Hugging Face; of an encoder-decoder model, the encoder is taken. It is read from as it is: call
+            ``model.eval()`` for answers without dropout.
+        tokenizer: its own.
+        name: how it is called on screen; None for what its configuration says, or its class.
+
+    Raises:
+        UnsupportedModelError: the model does not read text.
+        ArgumentError: there is no tokenizer.
+    """
+    config = getattr(model, "config", None)
+    called = name or str(getattr(config, "_name_or_path", "") or type(model).__name__)
+    if not hasattr(model, "main_input_name"):
+        raise UnsupportedModelError(f"{called} is no transformers.PreTrainedModel; expected one that reads text")
+    if not callable(tokenizer):
+        raise ArgumentError(f"tokenizer is {type(tokenizer).__name__}; expected that of {called}")
+    return _reader(called, model, tokenizer)
 
 
 def _find(name: str | None) -> tuple[str, str | Path, bool]:
@@ -217,30 +240,38 @@ def _not_found(name: str, hub: str) -> ModelNotFoundError:
 # ---------------------------------------------------------------------------------------- loading
 
 
-def _load(name: str, source: str | Path, *, local: bool) -> Pretrained:
+def _load(name: str, source: str | Path, *, local: bool, head: bool) -> Pretrained:
     from safetensors import SafetensorError
 
     try:
-        model, loading = _load_model(source, local=local)
+        model, loading = _load_model(name, source, local=local, head=head)
         tokenizer = _load_tokenizer(source, local=local)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelNotFoundError(f"{name} cannot be loaded from {source}: {first_line(error)}") from error
     _check_complete(name, loading)
+    model.eval()
+    return _reader(name, model, tokenizer)
+
+
+def _reader(name: str, model: Any, tokenizer: Any) -> Pretrained:
+    """The part of a model that reads text."""
     encoder = bool(model.config.is_encoder_decoder)
     reader = model.get_encoder() if encoder else model
     if reader.main_input_name != "input_ids":
         raise UnsupportedModelError(
-            f"{name} ({type(model).__name__}) reads {reader.main_input_name}, not text; saccade show needs a text model"
+            f"{name} ({type(model).__name__}) reads {reader.main_input_name}, not text; expected a text model"
         )
-    reader.eval()
     return Pretrained(name, reader, tokenizer, _limit(reader, tokenizer), "encoder" if encoder else "")
 
 
-def _load_model(source: str | Path, *, local: bool) -> tuple[Any, dict[str, Any]]:
+def _load_model(name: str, source: str | Path, *, local: bool, head: bool) -> tuple[Any, dict[str, Any]]:
     import torch
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    model, loading = AutoModel.from_pretrained(
+    if head:
+        _check_predicts(name, AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False))
+    kind = AutoModelForCausalLM if head else AutoModel
+    model, loading = kind.from_pretrained(
         source,
         dtype=torch.float32,
         local_files_only=local,
@@ -248,6 +279,16 @@ def _load_model(source: str | Path, *, local: bool) -> tuple[Any, dict[str, Any]
         output_loading_info=True,
     )
     return model, loading
+
+
+def _check_predicts(name: str, config: Any) -> None:
+    """Refuse a model that was not trained to predict the next token."""
+    kinds = getattr(config, "architectures", None) or ["of no kind"]
+    if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        raise UnsupportedModelError(
+            f"{name} ({kinds[0]}) predicts no next token: it has no logits to look at. Expected a causal language "
+            "model, such as GPT-2"
+        )
 
 
 def _load_tokenizer(source: str | Path, *, local: bool) -> Any:

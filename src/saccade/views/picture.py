@@ -8,18 +8,15 @@ be thinner than a pixel and vanish.
 from __future__ import annotations
 
 import textwrap
-import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from saccade.errors import MissingExtraError
 from saccade.views import ramp
 from saccade.views.attention_view import MEAN, AttentionView, Floats
-from saccade.views.files import whole
+from saccade.views.drawing import CAVEAT, pale, save, short
 from saccade.views.units import printable
 
 if TYPE_CHECKING:
@@ -32,22 +29,8 @@ MOST_TICKS = 64  # up to so many units all are on the ticks
 FEWER_TICKS = 32  # at most so many of a longer text, and in a font of ordinary size
 MOST_CELLS = 128
 LONG_GAMMA = 0.4  # weights in a long text are small: its colours grow with this power of them
-LONGEST = 16  # characters of a label on a tick
-DPI = 150
 QUERY, KEY, WEIGHT = "query (looking)", "key (looked at)", "attention weight"
-CAVEAT = "Attention weights are not by themselves an explanation (Jain & Wallace 2019; Wiegreffe & Pinter 2019)."
-# Fonts with the scripts that matplotlib's own lacks, where they are installed.
-FONTS = (
-    "DejaVu Sans",
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Hiragino Sans",
-    "Microsoft YaHei",
-    "Noto Emoji",
-)
 MARK: dict[str, str] = {"weight": "bold", "color": "#b3261e"}  # the word in question, on its axis
-# White where nothing is, dark where most is: for paper and for pages.
-PALE = ("#ffffff", "#d9ecf2", "#8cc6d4", "#3d93b3", "#1f5f8f", "#1d2236")
 
 
 def write_picture(view: AttentionView, path: Path, focus: int | None = None) -> list[str]:
@@ -65,41 +48,8 @@ def write_picture(view: AttentionView, path: Path, focus: int | None = None) -> 
         MissingExtraError: matplotlib is not installed.
         ArgumentError: the file cannot be written.
     """
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot")
-    import matplotlib as mpl
-
-    with warnings.catch_warnings(record=True) as caught, mpl.rc_context(_settings()):
-        warnings.simplefilter("always")
-        figure = _word(view, focus) if focus is not None and view.weights is not None else _overview(view)
-        with whole(path) as temporary:
-            figure.savefig(temporary, dpi=DPI, format=path.suffix[1:].lower(), metadata=_metadata(path))
-    return _remarks(str(warning.message) for warning in caught)
-
-
-def _settings() -> Any:
-    from matplotlib import font_manager
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return {
-        "backend": "agg",
-        "font.family": [font for font in FONTS if font in installed],
-        "svg.fonttype": "path",
-        "svg.hashsalt": "saccade",  # the same view, the same file
-        "text.parse_math": False,  # a dollar sign is a dollar sign
-        "axes.linewidth": 0.6,
-    }
-
-
-def _metadata(path: Path) -> dict[str, str | None]:
-    return {"Date": None} if path.suffix.lower() == ".svg" else {"Software": "saccade"}
-
-
-def _remarks(messages: Any) -> list[str]:
-    missing = {m.split("(")[1].split(")")[0] for m in messages if "missing from font" in m and "(" in m}
-    if not missing:
-        return []
-    return [f"no font here has {len(missing)} of the characters; they are drawn as boxes"]
+    word = focus is not None and view.weights is not None
+    return save(lambda: _word(view, focus or 0) if word else _overview(view), path)
 
 
 # ---------------------------------------------------------------------------------------- figures
@@ -140,7 +90,7 @@ def _word(view: AttentionView, focus: int) -> Figure:
         _ticks(axis, [view.name(i) for i in range(len(view.units))], "x", label=label, marked=focus)
         _ticks(axis, list(view.layers), "y", label="layer")
     figure.colorbar(axes[0].images[0], ax=axes, label=WEIGHT, fraction=0.03, pad=0.015, shrink=0.8)
-    _caption(figure, view, f"“{_short(view.name(focus))}”, {_heads(view)}")
+    _caption(figure, view, f"“{short(view.name(focus))}”, {_heads(view)}")
     return figure
 
 
@@ -195,13 +145,12 @@ def _heat_map(
     axis: Axes, weights: Floats, scale: float, size: tuple[int, ...], aspect: Literal["equal", "auto"] = "equal"
 ) -> None:
     """Draw weights over `size` rows and columns of units, however many cells they come in."""
-    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from matplotlib.colors import PowerNorm
 
-    pale = LinearSegmentedColormap.from_list("pale", PALE)
     rows, columns = size
     axis.imshow(
         _reduced(weights),
-        cmap=pale,
+        cmap=pale(),
         norm=PowerNorm(LONG_GAMMA if columns > MOST_CELLS else 1, vmin=0, vmax=scale),
         aspect=aspect,
         interpolation="nearest",
@@ -236,7 +185,7 @@ def _ticks(axis: Axes, labels: Sequence[str], which: str, label: str, marked: in
     places = list(range(0, len(labels), step))
     if marked is not None:
         places[marked // step] = marked
-    names = [_short(labels[i]) + (f"  {i}" if step > 1 else "") for i in places]
+    names = [short(labels[i]) + (f"  {i}" if step > 1 else "") for i in places]
     size = 8 if len(places) <= SHORT else 6.5 if len(places) <= FEWER_TICKS else 5.5
     if which == "x":
         axis.set_xticks(places, names, rotation=90, fontsize=size)
@@ -247,7 +196,3 @@ def _ticks(axis: Axes, labels: Sequence[str], which: str, label: str, marked: in
     axis.tick_params(length=2, width=0.5)
     if marked is not None:
         (axis.get_xticklabels() if which == "x" else axis.get_yticklabels())[marked // step].set(**MARK)
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
