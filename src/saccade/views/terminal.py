@@ -20,9 +20,9 @@ from rich.text import Text
 
 from saccade.views import ramp
 from saccade.views.attention_view import AttentionView, Floats
+from saccade.views.drawing import CAVEAT
 from saccade.views.labels import fit, isolated, pad, stacked
 
-CAVEAT = "Attention weights are not by themselves an explanation (Jain & Wallace 2019; Wiegreffe & Pinter 2019)."
 WIDEST = 120  # a wider terminal is left empty at the right
 CELL = 2  # terminal cells of one weight
 PANEL = 16  # the narrowest pattern, so that its title fits
