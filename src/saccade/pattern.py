@@ -19,7 +19,7 @@ from torch import Tensor
 
 from saccade import backends
 from saccade.backends import Inputs, operation
-from saccade.errors import ArgumentError, ShapeError
+from saccade.errors import ArgumentError, MaskError, ShapeError
 from saccade.functional import check_inputs, make_problem
 from saccade.masks import Dense, Intervals, Lengths, Mask
 from saccade.scores import ALiBi, Bias, DenseBias, Problem, RelativeBias
@@ -222,6 +222,43 @@ class Pattern:
         """
         return self.ask(Mass(groups, count)).mass
 
+    @torch.no_grad()
+    def mass_on(
+        self, mask: Mask, *, groups: Tensor | None = None, count: int | None = None, queries: slice | None = None
+    ) -> Tensor:
+        """The weight that each row gives the keys of a mask, ``(B, H, Nq)``.
+
+        Tiles outside of the mask are skipped: O(Nq D) time for each key in reach, O(N) memory beside the mask's own;
+        the whole lse once. A row that sees no key of the mask has 0.
+
+        Args:
+            mask: which keys count for each query; those that the pattern itself hides count nothing.
+            groups: with integers as of `mass`, the weight by group of keys, ``(B, H, Nq, G)``.
+            count: G; left out, one more than the largest number in `groups`.
+            queries: only these rows, a slice without a step, for which the mask is made; None for all.
+
+        Raises:
+            MaskError: the mask does not fit.
+            ShapeError, ArgumentError: the groups do not, or the range of queries has a step.
+
+        >>> import torch, saccade
+        >>> x = torch.zeros(1, 1, 4, 8)
+        >>> A = saccade.Pattern(x, x, mask=saccade.masks.causal())
+        >>> A.mass_on(saccade.masks.window(1, 0)).mul(6).round().tolist()  # of 1, 2, 3 and 4 keys that are all alike
+        [[[6.0, 6.0, 4.0, 3.0]]]
+        """
+        if not isinstance(mask, Mask):
+            raise MaskError(f"mask is {type(mask).__name__}; expected one of saccade.masks, e.g. window(4, 4)")
+        rows = _range("queries", queries, self.shape[2])
+        inputs = replace(self.inputs, query=self.inputs.query[:, :, rows])
+        problem = _restricted(self.problem, rows, slice(0, self.shape[3]), inputs.lengths)
+        both = (mask if problem.mask is None else problem.mask & mask).resolve(inputs.lengths)
+        one = torch.zeros(self.shape[3], dtype=torch.int64, device=self.device)
+        asked = check_all(Mass(one, 1) if groups is None else Mass(groups, count), inputs.lengths)
+        lse = self.lse[:, :, rows]
+        [[found]] = self.backend.observe(replace(problem, mask=both), inputs, lse, asked, partial=True)
+        return found[..., 0] if groups is None else found
+
     # ------------------------------------------------------------------------------------ by key, and as a map
 
     def received(self, by: Tensor | None = None, count: int | None = None) -> Tensor:
@@ -260,6 +297,10 @@ class Pattern:
     def head(self, head: int) -> Pattern:
         """The pattern of one head, ``(B, 1, Nq, Nk)``. A view."""
         return self._select(slice(None), _as_slice(_positions(head, self.shape[1])))
+
+    def element(self, batch: int) -> Pattern:
+        """The pattern of one element of the batch, ``(1, H, Nq, Nk)``. A view."""
+        return self._select(_as_slice(_positions(batch, self.shape[0])), slice(None))
 
     def mean_heads(self) -> MeanPattern:
         """The mean of all heads, never stored either."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -39,8 +39,9 @@ def array(*dims: str) -> Any:
 class Result:
     """What an analysis found: arrays with named dimensions.
 
-    A subclass declares its arrays by `array`, says in `coordinates` what stands along each dimension, and how it is
-    drawn in `draw`. Its first array and those of the same dimensions are what a frame or a CSV file holds by default.
+    A subclass annotates its arrays with their dimensions, ``norm: Float[Tensor, "head key"]``, says in `coordinates`
+    what stands along each of them, and in `draw` how the result is drawn. Its first array and those of the same
+    dimensions are what a frame or a CSV file holds by default.
     """
 
     SIZE: ClassVar[tuple[float, float]] = (7.0, 4.5)  # inches of a picture
@@ -48,12 +49,15 @@ class Result:
     def arrays(self) -> dict[str, tuple[tuple[str, ...], NDArray[Any]]]:
         """Every array with its dimensions, by name."""
         found = {}
-        for declared in fields(self):
-            value = getattr(self, declared.name)
-            if "dims" in declared.metadata and value is not None:
-                dims, numbers = declared.metadata["dims"], _as_numpy(value)
-                assert numbers.ndim == len(dims), f"{declared.name}: {numbers.shape} is not {dims}"
-                found[declared.name] = dims, numbers
+        for name, dims in {
+            **_dimensions(type(self)),
+            **{f.name: f.metadata["dims"] for f in fields(self) if "dims" in f.metadata},
+        }.items():
+            value = getattr(self, name)
+            if value is not None:
+                numbers = _as_numpy(value)
+                assert numbers.ndim == len(dims), f"{name}: {numbers.shape} is not {dims}"
+                found[name] = dims, numbers
         return found
 
     def coordinates(self) -> dict[str, Sequence[Any]]:
@@ -184,6 +188,18 @@ class Result:
             named.setdefault(dim, np.asarray(along))
         with path.open("wb") as file:
             np.savez_compressed(file, **named)
+
+
+def _dimensions(kind: type[Result]) -> dict[str, tuple[str, ...]]:
+    """The dimensions of a class's arrays, read from their annotations."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = {}
+    for declared in fields(kind):
+        hint = hints[declared.name]
+        shaped = next((part for part in (hint, *get_args(hint)) if hasattr(part, "dim_str")), None)
+        if shaped is not None:
+            found[declared.name] = tuple(shaped.dim_str.split())
+    return found
 
 
 def check_ending(path: Path) -> str:

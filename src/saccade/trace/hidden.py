@@ -36,7 +36,7 @@ class _Layer:
 
     @classmethod
     def of(cls, running: Running) -> _Layer:
-        state = _hidden(running.kwargs.get("hidden_states", running.args[0] if running.args else None))
+        state = state_given(running.args, running.kwargs)
         return cls(running.site, state, _version(state))
 
     def unchanged(self) -> Tensor | None:
@@ -106,11 +106,31 @@ class HiddenStates:
         return tuple(self._forms)
 
 
+def state_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The hidden state ``(B, N, width)`` among a module's arguments: the one of that name, or the first."""
+    return _hidden(kwargs.get("hidden_states", args[0] if args else None))
+
+
+def with_state_given(
+    args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with another hidden state."""
+    return (args, kwargs | {"hidden_states": state}) if "hidden_states" in kwargs else ((state, *args[1:]), kwargs)
+
+
 def state_returned(output: Any) -> Tensor | None:
     """The hidden state ``(B, N, width)`` that a module gave back, by itself or as the first of several."""
     if isinstance(output, Mapping):
         output = list(output.values())
     return _hidden(next(iter(output), None) if isinstance(output, tuple | list) else output)
+
+
+def with_state_returned(output: Any, state: Tensor) -> Any:
+    """What a module gave back, with another hidden state."""
+    if isinstance(output, Mapping):
+        kind: Any = type(output)
+        return kind({**output, next(iter(output)): state})
+    return type(output)([state, *output[1:]]) if isinstance(output, tuple | list) else state
 
 
 def _hidden(x: Any) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,17 +22,33 @@ from saccade.trace.blocks import Blocks
 from saccade.trace.choice import Choice
 from saccade.trace.entry import OpenEntry, Seen
 from saccade.trace.history import History
-from saccade.trace.storage import Sink
+from saccade.trace.storage import MemorySink, Sink
 from saccade.trace.tokens import Texts, Tokens, read_texts
 from saccade.trace.trace import Trace
 
 
 class Recording(Trace):
-    """A trace while it is recorded."""
+    """A trace while it is recorded. Of one in memory, its model and what that was called with are known."""
 
-    def __init__(self, sink: Any) -> None:
+    def __init__(self, sink: Any, model: nn.Module) -> None:
         super().__init__(sink)
         self.coming = Coming()
+        self._model = weakref.ref(model)
+        self._given: dict[int, dict[str, Any]] = {}
+
+    @property
+    def model(self) -> nn.Module | None:
+        """See `Trace.model`."""
+        return self._model()
+
+    def given(self, entry: int) -> dict[str, Any] | None:
+        """See `Trace.given`."""
+        return self._given.get(entry)
+
+    def remember(self, entry: int, arguments: dict[str, Any]) -> None:
+        """Keep what an entry's forward was called with. Its tensors are the caller's, not copies."""
+        if isinstance(self._library, MemorySink):
+            self._given[entry] = arguments
 
     def next(self, *, texts: Sequence[str] | None = None, sources: Sequence[str] | None = None) -> None:
         """Say what the next forward will read.
@@ -63,7 +80,7 @@ class Recorder:
     def __init__(self, model: nn.Module, sink: Sink, choice: Choice, tokenizer: Any) -> None:
         self.sink, self.choice, self.blocks = sink, choice, Blocks(model)
         self.encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-        self.recording = Recording(sink)
+        self.recording = Recording(sink, model)
         self.tokenizer = tokenizer
         self.calling: set[int] = set()  # the forwards that made a call
         self.seen: dict[str, set[int]] = {}  # every site, and its layers' numbers
@@ -82,6 +99,7 @@ class Recorder:
             self._entry.hidden.entered(running)
         if self._entry is not None and not running.depth:
             self._entry.tokens = list(self._read(running, said.texts))
+            self.recording.remember(self._entry.index, running.arguments())
             self._history.begin()
 
     def left(self, running: Running, forward: int, output: Any) -> None:

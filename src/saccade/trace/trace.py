@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast, overload
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from saccade.errors import MissingExtraError, NotRecordedError
 from saccade.masks import Dense, Intervals, Mask
@@ -60,6 +60,16 @@ class Trace:
     def unfinished(self) -> int | None:
         """The number of an entry that was begun and not finished, none of which can be read; None if there is none."""
         return getattr(self._library, "unfinished", None)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model, of a recording that is in memory and whose model still is; else None."""
+        return None
+
+    def given(self, entry: int) -> dict[str, Any] | None:
+        """What the model was called with in an entry, by name, where `model` is known; else None."""
+        del entry
+        return None
 
     @property
     def sites(self) -> list[str]:
@@ -150,7 +160,11 @@ class Entry:
     def tokens(self) -> Tokens | None:
         """The tokens of the first site whose queries are known; None if none are."""
         known = [site.queries for site in self.metadata.sites if site.queries is not None]
-        return Tokens.read(self._arrays, known[0]) if known else None
+        return self.sequence(known[0]) if known else None
+
+    def sequence(self, number: int) -> Tokens:
+        """One of the sequences of tokens that the entry's sites name."""
+        return Tokens.read(self._arrays, number)
 
     def __getitem__(self, site: str | int) -> Site:
         """A site by its name, or by its number among the entry's.
