@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saccade.analysis.following import ATTENTION, BIAS, COMPUTED, CONSTANT, Parts
-from saccade.analysis.places import Place, find_token, unique
+from saccade.analysis.following import ATTENTION, BIAS, Following, Parts
+from saccade.analysis.places import Place, find_token, labels
 from saccade.analysis.replay import RESIDUAL, TOLERANCE, Layer, Plan, Replay
 from saccade.analysis.result import Result
-from saccade.errors import ArgumentError, NotRecordedError, ShapeError, UnsupportedModelError
+from saccade.errors import ArgumentError, ShapeError, UnsupportedModelError
 from saccade.trace.trace import Trace
 from saccade.views import drawing
 
@@ -127,8 +127,8 @@ class Contributions(Result):
         """Lengths of what each head brought from the keys that brought most."""
         strongest = self.norm.sum(0).topk(min(MOST_COLUMNS, len(self.keys))).indices.sort().values
         image = axis.imshow(self.norm[:, strongest].numpy(), cmap=drawing.pale(), vmin=0, aspect="auto")
-        labels = [drawing.short(self.keys[i]) for i in strongest.tolist()]
-        axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
+        names = [drawing.short(self.keys[i]) for i in strongest.tolist()]
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axis.set_yticks(range(len(self.norm)), [str(i) for i in range(len(self.norm))], fontsize=7)
         axis.set_xlabel("from", fontsize=8)
         axis.set_ylabel("head", fontsize=8)
@@ -187,8 +187,7 @@ def contributions(
     """
     replay = Replay(trace, model, entry=entry, batch=batch, inputs=inputs)
     call = replay.entry[site]
-    tokens = _tokens(call, "queries")
-    position = find_token(token, tokens, call.shape[2], batch)
+    position = find_token(token, call.known_tokens, call.shape[2], batch)
     layer = replay.layer_of(call.name)
     taken = _TakeApart(layer, call.name)
     replay.run(torch.tensor([position]), taken, until=layer)
@@ -215,9 +214,10 @@ class _TakeApart(Plan):
         self.given = output[0, :, 0]
         return basis_of(output)
 
-    def left(self, layer: Layer, state: Tensor, parts: Parts) -> None:
+    def left(self, layer: Layer, state: Tensor, following: Following) -> None:
         """See `Plan`."""
         del layer
+        parts = following.parts(state) or {}
         self.after, self.parts = state[0, 0], {name: part[:, 0, 0] for name, part in parts.items()}
 
 
@@ -256,10 +256,8 @@ def _assembled(replay: Replay, call: Any, position: int, taken: _TakeApart) -> C
     parts = {name: part.cpu() for name, part in named.items() if part is not None}
     after = taken.after.to(mapped).cpu()
     _check_sum(call.name, list(parts.values()), after, taken.after.dtype)
-    keys = _tokens(call, "keys")
-    labels = [str(i) for i in range(call.shape[3])] if keys is None else keys.labels(batch)
     return Contributions(
-        norm=weight * _lengths(value, mapped),
+        norm=weight * lengths_of(value, mapped),
         weight=weight,
         by_key=by_key,
         by_head=by_head,
@@ -268,8 +266,8 @@ def _assembled(replay: Replay, call: Any, position: int, taken: _TakeApart) -> C
         after=after,
         site=call.name,
         token=position,
-        keys=unique(labels),
-        query=_label(call, position, batch),
+        keys=labels(call.known_key_tokens, call.shape[3], batch),
+        query=labels(call.known_tokens, call.shape[2], batch)[position],
         part_names=list(parts),
         _value=value,
         _map=mapped,
@@ -308,24 +306,8 @@ def _sums(weight: Tensor, value: Tensor, mapped: Tensor) -> tuple[Tensor, Tensor
     return by_key, (weighted.sum(0)[:, None] @ mapped)[:, 0]
 
 
-def _lengths(value: Tensor, mapped: Tensor) -> Tensor:
+def lengths_of(value: Tensor, mapped: Tensor) -> Tensor:
     """``||v_j W_h||``, ``(H, Nk)``. With W^T = Q R it is ``||v R^T||``: as exact, and only Dv wide."""
     triangles = torch.linalg.qr(mapped.mT, mode="r").R
     group = len(mapped) // len(value)
     return torch.stack([(value[head // group] @ triangle.mT).norm(dim=-1) for head, triangle in enumerate(triangles)])
-
-
-def _tokens(call: Any, side: str) -> Any:
-    """The tokens of a side of a call; None where they are not known."""
-    try:
-        return call.tokens if side == "queries" else call.key_tokens
-    except NotRecordedError:
-        return None
-
-
-def _label(call: Any, position: int, batch: int) -> str:
-    tokens = _tokens(call, "queries")
-    return str(position) if tokens is None else unique(tokens.labels(batch))[position]
-
-
-__all__ = ["ATTENDED", "COMPUTED", "CONSTANT", "RESIDUAL", "Contributions", "contributions"]

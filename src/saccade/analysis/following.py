@@ -34,6 +34,10 @@ Parts = dict[str, Tensor]
 class Following(TorchDispatchMode):
     """A context in which parts are followed.
 
+    Attributes:
+        attended: the tensor with attention's output in it that something computed was added to last, with its parts:
+            what an attention block gives to the MLP after it. None if there was none.
+
     >>> layer = torch.nn.Linear(2, 2)
     >>> with torch.no_grad(), Following() as following:
     ...     a, b = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
@@ -48,6 +52,7 @@ class Following(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = WeakIdKeyDictionary()
+        self.attended: tuple[Tensor, Parts] | None = None
 
     def begin(self, tensor: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         """Say what a tensor consists of.
@@ -88,6 +93,16 @@ class Following(TorchDispatchMode):
         for tensor, parts in zip(several, found, strict=True):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 self._known[tensor] = _computed(tensor) if parts is None else parts
+                self._join(args, self._known[tensor])
+
+    def _join(self, args: tuple[Any, ...], parts: Parts) -> None:
+        """Note what something computed was just added to."""
+        if COMPUTED not in parts or not _attends(parts):
+            return
+        for x in args:
+            known = self.parts(x) if isinstance(x, Tensor) else None
+            if known and COMPUTED not in known and _attends(known) and _only_attention(known) is None:
+                self.attended = x, known
 
     def _written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Parts of a tensor that was written to."""
@@ -230,6 +245,10 @@ def _belonging(parts: Parts) -> str:
         return COMPUTED
     site = _only_attention(parts)
     return CONSTANT if site is None else BIAS + site
+
+
+def _attends(parts: Parts) -> bool:
+    return any(name.startswith(ATTENTION) for name in parts)
 
 
 def _only_attention(parts: Parts) -> str | None:

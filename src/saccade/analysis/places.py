@@ -32,8 +32,8 @@ def find_token(place: Place, tokens: Tokens | None, length: int, batch: int = 0)
     found = word_tokens(place, tokens, batch)
     if len(found) > 1:
         assert tokens is not None
-        labels = tokens.labels(batch)
-        listed = ", ".join(f"{i} {labels[i]!r}" for i in found)
+        said = tokens.labels(batch)
+        listed = ", ".join(f"{i} {said[i]!r}" for i in found)
         raise ArgumentError(f"token = {place!r} is {len(found)} tokens ({listed}): give the number of one of them")
     return found[0]
 
@@ -60,6 +60,11 @@ def word_tokens(word: str, tokens: Tokens | None, batch: int = 0) -> range:
 def _numbered(word: str) -> tuple[str, int]:
     said, colon, number = word.rpartition(":")
     return (said, int(number)) if colon and said and number.isdecimal() and int(number) else (word, 1)
+
+
+def labels(tokens: Tokens | None, length: int, batch: int = 0) -> list[str]:
+    """What to call each token, each name once; numbers where the tokens are not known."""
+    return unique([str(i) for i in range(length)] if tokens is None else tokens.labels(batch))
 
 
 def unique(labels: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from saccade.adapters import huggingface
 from saccade.adapters.huggingface_masks import CarriedMask
 from saccade.adapters.intervention import Change, intervening
 from saccade.adapters.observation import Running
-from saccade.analysis.following import ATTENTION, Following, Parts
+from saccade.analysis.following import ATTENTION, Following
 from saccade.backends import Inputs
 from saccade.errors import ArgumentError, NotRecordedError, UnsupportedModelError
 from saccade.scores import Problem
@@ -63,7 +63,13 @@ class Layer:
 
 
 class Plan:
-    """What of a replay is to be followed. This one follows nothing; states and outputs are followed whole."""
+    """What of a replay is to be followed. This one follows nothing; states and outputs are followed whole.
+
+    Attributes:
+        changes: whether layers are meant to give something else than what was recorded.
+    """
+
+    changes = False
 
     def follows(self, layer: Layer) -> bool:
         """Whether the parts of what leaves this layer are wanted."""
@@ -85,9 +91,9 @@ class Plan:
         del site
         return output
 
-    def left(self, layer: Layer, state: Tensor, parts: Parts) -> Tensor | None:
-        """Take what left a layer, ``(T, 1, width)``, with its parts; what is returned takes its place."""
-        del layer, state, parts
+    def left(self, layer: Layer, state: Tensor, following: Following) -> Tensor | None:
+        """Take what left a layer, ``(T, 1, width)``, with what is followed; what is returned takes its place."""
+        del layer, state, following
         return None
 
 
@@ -335,6 +341,7 @@ class _Run(Change):
             return None
         state = self.replay.state(layer, self.tokens)[:, None].to(was)
         self.following.begin(state, {RESIDUAL: self.plan.residual(layer, state)})
+        self.following.attended = None
         length = was.shape[1]
         others = tuple(self._others(x, length) for x in args), {k: self._others(x, length) for k, x in kwargs.items()}
         return with_state_given(*others, state)
@@ -366,17 +373,16 @@ class _Run(Change):
 
     def _follow(self, layer: Layer, output: Any) -> Tensor | None:
         state = state_returned(output)
-        parts = None if state is None else self.following.parts(state)
-        if state is None or parts is None:
+        if state is None or self.following.parts(state) is None:
             raise UnsupportedModelError(
                 f"{layer.name}: what it gives back does not come of the hidden state it is given"
             )
         self._check(layer, state)
-        return self.plan.left(layer, state, parts)
+        return self.plan.left(layer, state, self.following)
 
     def _check(self, layer: Layer, state: Tensor) -> None:
         """Refuse a layer that did something else than what was recorded."""
-        if not self.replay.leaves_to_next(layer):
+        if self.plan.changes or not self.replay.leaves_to_next(layer):
             return
         was = self.replay.state(layer, self.tokens, after=True)
         off = (state[:, 0].cpu().float() - was.float()).norm(dim=-1) / was.float().norm(dim=-1)

@@ -454,6 +454,21 @@ class Site:
         """
         return self._tokens(self._site.keys)
 
+    @property
+    def known_tokens(self) -> Tokens | None:
+        """`tokens`, or None where they are not known."""
+        return None if self._site.queries is None else self.tokens
+
+    @property
+    def known_key_tokens(self) -> Tokens | None:
+        """`key_tokens`, or None where they are not known."""
+        return None if self._site.keys is None else self.key_tokens
+
+    @property
+    def looks_at_itself(self) -> bool:
+        """Whether queries and keys are the same tokens, all of them: as many, and of one text where that is known."""
+        return self._site.queries == self._site.keys and self._stack.queries == self._stack.keys
+
     def _tokens(self, number: int | None) -> Tokens:
         if number is None:
             raise NotRecordedError(f"{self.name}: its tokens are not known: the model was not given them as ids")
