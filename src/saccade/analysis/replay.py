@@ -194,13 +194,14 @@ class Replay:
     # ------------------------------------------------------------------------------------ the run
 
     @torch.no_grad()
-    def run(self, tokens: Tensor, plan: Plan, until: Layer | None = None) -> Any:
+    def run(self, tokens: Tensor, plan: Plan, until: Layer | None = None, following: Following | None = None) -> Any:
         """Run these tokens.
 
         Args:
             tokens: positions ``(T,)`` among the queries.
             plan: what is to be followed.
             until: stop after this layer; None runs to the model's end.
+            following: what to follow with, for who wants to ask it of more than layers.
 
         Returns:
             What the model gave; None if it was stopped.
@@ -210,7 +211,7 @@ class Replay:
         """
         wanted = [layer for layer in self.layers if plan.follows(layer)]
         for arguments in self._arguments(tokens, wanted or self.layers):
-            run = _Run(self, plan, tokens, until)
+            run = _Run(self, plan, tokens, until, following or Following())
             with run.hooks(), run.following:
                 try:
                     output = self._call(arguments)
@@ -301,9 +302,9 @@ class _StoppedError(Exception):
 class _Run(Change):
     """One run: hooks on the layers, and the change of their attention calls."""
 
-    def __init__(self, replay: Replay, plan: Plan, tokens: Tensor, until: Layer | None) -> None:
+    def __init__(self, replay: Replay, plan: Plan, tokens: Tensor, until: Layer | None, following: Following) -> None:
         self.replay, self.plan, self.tokens, self.until = replay, plan, tokens, until
-        self.following = Following()
+        self.following = following
         self.seen: set[str] = set()
         self._layers = {layer.name: layer for layer in replay.layers}
         self._of = {site: layer for layer in replay.layers for site in layer.sites}
