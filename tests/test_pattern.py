@@ -8,7 +8,7 @@ from conformance import assert_close
 
 import saccade
 from saccade import masks, scores, statistics
-from saccade.errors import ArgumentError, ShapeError
+from saccade.errors import ArgumentError, MaskError, ShapeError
 
 B, H, HK, NQ, NK, D = 2, 4, 2, 70, 131, 16
 OFFSET = NK - NQ
@@ -113,6 +113,60 @@ def test_statistics(tensors, options, backend, known):
     assert_close(pattern.map(7, "max")[..., 0, 0], true[:, :, :10, :18].amax((2, 3)), 1e-5, "map")
     asked = pattern.ask([statistics.Entropy(), statistics.LogSumExp()])
     assert_close(asked.lse, pattern.lse, 0.0, "lse")
+
+
+MASKS = {
+    "previous": masks.window(1, 0, offset=OFFSET) & ~masks.window(0, 0, offset=OFFSET),
+    "first": masks.prefix(1),
+    "windows": masks.window(torch.tensor([0, 3, 40, 200]), 5, offset=OFFSET),
+    "padded": masks.padding(torch.tensor([100, 7])),
+    "documents": masks.documents(torch.arange(NQ) % 5, key_ids=torch.arange(NK) % 7),
+    "dense": masks.dense(torch.rand(B, H, NQ, NK, generator=torch.Generator().manual_seed(1)) > 0.5),
+    "nothing": masks.prefix(0),
+    "all": masks.prefix(NK),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_mass_on_a_mask(tensors, options, backend, mask):
+    pattern = saccade.Pattern(*tensors, **options, backend=backend)
+    true = true_pattern(*tensors, options)
+    on = MASKS[mask].to_dense(masks.Lengths(B, H, NQ, NK))
+    found = pattern.mass_on(MASKS[mask])
+    assert found.shape == (B, H, NQ)
+    assert_close(found, (true * on).sum(-1), 1e-5, "mass")
+    groups = torch.arange(NK) % 3 - 1
+    by_group = torch.stack([(true * on * (groups == g)).sum(-1) for g in range(4)], -1)
+    assert_close(pattern.mass_on(MASKS[mask], groups=groups, count=4), by_group, 1e-5, "mass by group")
+
+
+def test_mass_on_a_mask_of_some_queries(tensors, options, backend):
+    pattern = saccade.Pattern(*tensors, **options, backend=backend)
+    on = masks.window(4, 4, offset=OFFSET + 20).to_dense(masks.Lengths(B, H, 30, NK))
+    expected = (true_pattern(*tensors, options)[:, :, 20:50] * on).sum(-1)
+    found = pattern.mass_on(masks.window(4, 4, offset=OFFSET + 20), queries=slice(20, 50))
+    assert_close(found, expected, 1e-5, "mass")
+
+
+def test_mass_on_a_mask_of_rows_that_see_nothing_or_what_is_not_finite(backend):
+    """Nothing is 0; NaN is NaN, but for a row that sees no key of the mask."""
+    query, key = torch.randn(2, 1, 1, 8, 4)
+    key[0, 0, 2] = torch.nan
+    lonely = masks.padding(torch.tensor([3])) & ~masks.window(7, 0)  # the last rows see no key
+    found = saccade.Pattern(query, key, mask=lonely, backend=backend).mass_on(masks.prefix(2))
+    assert found[0, 0, 0].isnan()
+    assert found[0, 0, 2:].tolist() == [0.0] * 6
+    causal = saccade.Pattern(query, key, mask=masks.causal(), backend=backend).mass_on(masks.prefix(2))
+    assert causal.isfinite().tolist() == [[[True] * 2 + [False] * 6]]
+    assert causal[0, 0, :2].tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_mass_on_a_mask_is_exact_far_from_zero(backend):
+    """All of the weight on one key is 1, with scores in the thousands as well."""
+    x = 40 * torch.eye(6)[None, None]
+    pattern = saccade.Pattern(x, x.roll(1, 2), scale=1.0, backend=backend)
+    previous = masks.window(1, 0) & ~masks.window(0, 0)
+    assert_close(pattern.mass_on(~previous)[0, 0, :5], torch.ones(5, dtype=torch.float64), 1e-3, "mass")
 
 
 def test_map_of_a_rectangle(tensors, options, backend):
@@ -226,6 +280,14 @@ def test_bad_input():
         pattern.mT @ torch.randn(20)
     with pytest.raises(ArgumentError, match="without steps"):
         pattern.map(3, keys=slice(0, 10, 2))
+    with pytest.raises(MaskError, match=r"mask is Tensor; expected one of saccade\.masks"):
+        pattern.mass_on(torch.ones(20, 30, dtype=torch.bool))
+    with pytest.raises(MaskError, match=r"causal\(\) is ambiguous"):
+        pattern.mass_on(masks.causal())
+    with pytest.raises(ShapeError, match="groups have shape"):
+        pattern.mass_on(masks.prefix(3), groups=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ArgumentError, match="without steps"):
+        pattern.mass_on(masks.prefix(3), queries=slice(0, 9, 2))
     long = saccade.Pattern(*torch.randn(2, 1, 1, 20_000, 2))
     with pytest.raises(ArgumentError, match=r"20,000 x 20,000 entries would take 1\.5 GiB"):
         long.dense()

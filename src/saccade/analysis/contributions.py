@@ -248,7 +248,7 @@ def _assembled(replay: Replay, call: Any, position: int, taken: _TakeApart) -> C
     assert taken.after is not None
     batch, heads = replay.batch, len(taken.given)
     mapped = linear_map(taken.parts, call.name, heads).cpu()
-    weight = call.pattern.element(batch)[0, :, position].to(mapped).cpu()
+    weight = replay.weights(call.name)[:, 0].to(mapped).cpu()
     value = call.value[batch].to(mapped).cpu()
     by_key, by_head = _sums(weight, value, mapped)
     named = {RESIDUAL: None, ATTENDED: None, OUTPUT_BIAS: None} | _summed(taken.parts, call.name)

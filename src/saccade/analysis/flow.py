@@ -358,11 +358,8 @@ class _ByDistance(_ByRows):
     def rows(self, call: Site, tokens: Tensor) -> Tensor:
         """See `_ByRows`."""
         block = _Blocks(self.replay, call, tokens)
-        batch, heads = self.replay.batch, call.shape[1]
-        mapped = linear_map(block.parts, call.name, heads)
-        weights = call.pattern.element(batch)[0, :, tokens].to(mapped)
-        value = call.value[batch].to(mapped)
-        by_head = value.repeat_interleave(heads // len(value), 0)
+        mapped = linear_map(block.parts, call.name, call.shape[1])
+        weights, by_head = self.replay.weights(call.name).to(mapped), self.replay.values(call.name).to(mapped)
         made = []
         for i, token in enumerate(tokens.tolist()):
             weighted = (weights[:, i, :, None] * by_head).movedim(0, 1).flatten(1)  # (N, H Dv)
@@ -439,8 +436,7 @@ class _Zeroed(Plan):
         self.layer, self.call = replay.layer_of(call.name), call
         self.count, keys = len(tokens), call.shape[3]
         weights = call.pattern.element(replay.batch)[0, :, tokens]
-        value = call.value[replay.batch].to(weights)
-        by_head = value.repeat_interleave(call.shape[1] // len(value), 0)
+        by_head = replay.values(call.name).to(weights)
         # What each value gave, (T, N, H, Dv).
         self._gave = (weights[..., None] * by_head[:, None]).permute(1, 2, 0, 3)
         self.turned = torch.empty(0)

@@ -12,11 +12,12 @@ What is followed are numbers of ATen, PyTorch's operations: there are few of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
 aten = torch.ops.aten
@@ -64,6 +65,12 @@ class Following(TorchDispatchMode):
         self._known[tensor] = {name: _wide(part).clone() for name, part in parts.items()}
         return tensor
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Follow nothing in this context: what is done here is no part of the model."""
+        with _disable_current_modes():
+            yield
+
     def parts(self, tensor: Tensor) -> Parts | None:
         """What a tensor consists of; None if it came of nothing that is followed."""
         return self._known.get(tensor)  # type: ignore[no-any-return]
@@ -74,8 +81,8 @@ class Following(TorchDispatchMode):
         """PyTorch hands every operation to this."""
         del types
         kwargs = kwargs or {}
-        before = [self._known.get(x) for x in _tensors(args)] if self._known else []
-        if not any(before) and not any(self._known.get(x) for x in _tensors(list(kwargs.values()))):
+        known = self._known
+        if not known or not any(x in known for x in _tensors((*args, *kwargs.values()))):
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
         if func._schema.is_mutable:  # noqa: SLF001  no public way

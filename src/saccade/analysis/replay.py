@@ -107,6 +107,9 @@ class Replay:
         batch: which element of the batch.
         inputs: what the model was called with, by name; needed where the trace does not have the tokens' ids.
 
+    Attributes:
+        running: the tokens that run, or ran last.
+
     Raises:
         ArgumentError: the trace is of another model, or has no such entry or element.
         NotRecordedError: values or hidden states were not kept.
@@ -125,6 +128,9 @@ class Replay:
         self.trace = trace
         self.entry: Entry = trace[entry]
         self.batch = batch
+        self.running = torch.empty(0, dtype=torch.int64)
+        self._weights: dict[str, Tensor] = {}
+        self._sites: dict[str, Site] = {}
         self._given = inputs if inputs is not None else trace.given(self.entry.index)
         self._check_batch()
 
@@ -150,25 +156,35 @@ class Replay:
 
     def site(self, name: str) -> Site:
         """An attention call, by name."""
-        return self.entry[name]
+        if name not in self._sites:
+            self._sites[name] = self.entry[name]
+        return self._sites[name]
 
     def state(self, layer: Layer, tokens: Tensor, *, after: bool = False) -> Tensor:
         """The hidden states ``(T, width)`` that entered a layer, or left it."""
         site = self.site(layer.sites[0])
         return (site.hidden_after if after else site.hidden)[self.batch, tokens]
 
-    def attended(self, site: str, tokens: Tensor) -> Tensor:
-        """What attention gave these tokens in a site, ``(T, H, Dv)``."""
-        call = self.site(site)
-        heads = self._all_heads(call)
-        pattern, value = call.pattern.element(self.batch), call.value[self.batch : self.batch + 1]
-        if len(tokens) <= FEW:
-            group = heads // value.shape[1]
-            rows = pattern[0, :, tokens].unflatten(0, (-1, group))
-            out = (rows @ value[0, :, None].to(rows)).flatten(0, 1)
-        else:
-            out = (pattern @ value)[0][:, tokens]
-        attended: Tensor = out.transpose(0, 1)
+    def weights(self, site: str) -> Tensor:
+        """The attention weights of the tokens that run, ``(H, T, Nk)``."""
+        if site not in self._weights:
+            self._weights[site] = self.site(site).pattern.element(self.batch)[0, :, self.running]
+        return self._weights[site]
+
+    def values(self, site: str) -> Tensor:
+        """The values that each head reads, ``(H, Nk, Dv)``."""
+        value = self.site(site).value[self.batch]
+        return value.repeat_interleave(self._heads(site) // len(value), 0)
+
+    def attended(self, site: str) -> Tensor:
+        """What attention gave the tokens that run, ``(T, H, Dv)``."""
+        heads, call = self._heads(site), self.site(site)
+        value = call.value[self.batch]
+        if len(self.running) > FEW:
+            whole: Tensor = (call.pattern.element(self.batch) @ value[None])[0]
+            return whole[:, self.running].transpose(0, 1)
+        weights = self.weights(site).unflatten(0, (-1, heads // len(value)))
+        attended: Tensor = (weights @ value[:, None].to(weights)).flatten(0, 1).transpose(0, 1)
         return attended
 
     def leaves_to_next(self, layer: Layer) -> bool:
@@ -180,10 +196,10 @@ class Replay:
         number, following = (Blocks(self.model).of(rows[i].split("#")[0])[1] for i in (row, row + 1))
         return number is not None and following == number + 1
 
-    def _all_heads(self, call: Site) -> int:
-        heads = call.head_numbers
+    def _heads(self, site: str) -> int:
+        heads = self.site(site).head_numbers
         if self.trace.metadata.heads is not None:
-            raise NotRecordedError(f"{call.name}: only heads {heads} were kept; record all of them")
+            raise NotRecordedError(f"{site}: only heads {heads} were kept; record all of them")
         return len(heads)
 
     def _check_batch(self) -> None:
@@ -209,6 +225,7 @@ class Replay:
         Raises:
             UnsupportedModelError: the layers cannot be reached in this way, or do not do what they did.
         """
+        self.running, self._weights = tokens, {}
         wanted = [layer for layer in self.layers if plan.follows(layer)]
         for arguments in self._arguments(tokens, wanted or self.layers):
             run = _Run(self, plan, tokens, until, following or Following())
@@ -331,7 +348,10 @@ class _Run(Change):
             self._entered[path] += 1
             layer = self._layers.get(f"{path}#{times}" if times else path)
             self._running.append(layer)
-            return self._given(layer, args, kwargs) if layer is not None and self.plan.follows(layer) else None
+            if layer is None or not self.plan.follows(layer):
+                return None
+            with self.following.paused():
+                return self._given(layer, args, kwargs)
 
         return enter
 
@@ -366,7 +386,8 @@ class _Run(Change):
         layer = self._running.pop()
         if layer is None:
             return None
-        changed = self._follow(layer, output) if self.plan.follows(layer) else None
+        with self.following.paused():
+            changed = self._follow(layer, output) if self.plan.follows(layer) else None
         self.seen.add(layer.name)
         if self.until is not None and layer.name == self.until.name:
             raise _StoppedError
@@ -403,6 +424,6 @@ class _Run(Change):
         layer = self._of.get(site)
         if layer is None or not self.plan.follows(layer):
             return output
-        given = self.replay.attended(site, self.tokens)[:, :, None].to(output)
-        given = self.plan.output(site, given)
-        return self.following.begin(given, {ATTENTION + site: self.plan.attention(layer, site, given)})
+        with self.following.paused():
+            given = self.plan.output(site, self.replay.attended(site)[:, :, None].to(output))
+            return self.following.begin(given, {ATTENTION + site: self.plan.attention(layer, site, given)})

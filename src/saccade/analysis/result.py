@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saccade.errors import ArgumentError, MissingExtraError
 from saccade.views import drawing
-from saccade.views.files import whole
+from saccade.views.files import check_writable, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,11 +28,6 @@ VERSION = 1
 PICTURES = (".png", ".svg", ".pdf")
 DATA = (".json", ".csv", ".npz")
 ENDINGS = (*PICTURES, *DATA)
-
-
-def array(*dims: str) -> Any:
-    """A dataclass field that holds an array (a tensor on the CPU, or None) with these dimensions."""
-    return field(metadata={"dims": dims})
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +40,12 @@ class Result:
     """
 
     SIZE: ClassVar[tuple[float, float]] = (7.0, 4.5)  # inches of a picture
+    CAVEAT: ClassVar[str] = drawing.CAVEAT  # what is said below it
 
     def arrays(self) -> dict[str, tuple[tuple[str, ...], NDArray[Any]]]:
         """Every array with its dimensions, by name."""
         found = {}
-        for name, dims in {
-            **_dimensions(type(self)),
-            **{f.name: f.metadata["dims"] for f in fields(self) if "dims" in f.metadata},
-        }.items():
+        for name, dims in _dimensions(type(self)).items():
             value = getattr(self, name)
             if value is not None:
                 numbers = _as_numpy(value)
@@ -152,7 +145,7 @@ class Result:
 
         figure = Figure(figsize=self.SIZE, layout="constrained")
         self.draw(figure.subplots())
-        figure.supxlabel(drawing.CAVEAT, fontsize=6.5, color="#555555")
+        figure.supxlabel(self.CAVEAT, fontsize=6.5, color="#555555")
         return figure
 
     def _along(self, dim: str, size: int) -> Sequence[Any]:
@@ -200,6 +193,16 @@ def _dimensions(kind: type[Result]) -> dict[str, tuple[str, ...]]:
         if shaped is not None:
             found[declared.name] = tuple(shaped.dim_str.split())
     return found
+
+
+def check_out(path: Path) -> None:
+    """Refuse a file that could not be written, before anything slow is done for it.
+
+    Raises:
+        ArgumentError: see `Result.save`.
+    """
+    check_ending(path)
+    check_writable(path)
 
 
 def check_ending(path: Path) -> str:

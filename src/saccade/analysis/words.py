@@ -10,6 +10,7 @@ from saccade.errors import ArgumentError
 
 # Regular English inflections. Whoever wants others names the forms.
 _ENDINGS = ("", "s", "es", "ed", "d", "ing")
+_REPLACED = (("y", "ies"), ("y", "ied"), ("e", "ing"))  # what stands in for a last letter
 _MOST_NAMED = 40  # tokens that a message lists
 
 
@@ -21,13 +22,20 @@ def forms_of(word: str | Sequence[str]) -> tuple[str, ...]:
 
     >>> forms_of("bank")
     ('bank', 'banks', 'bankes', 'banked', 'bankd', 'banking')
+    >>> forms_of("rise")[-1], forms_of("city")[-2]
+    ('rising', 'cities')
     >>> forms_of(["Bank", "Banken"])
     ('Bank', 'Banken')
     """
-    forms = [word + ending for ending in _ENDINGS] if isinstance(word, str) else list(word)
-    if not forms or not all(isinstance(form, str) and form.strip() for form in forms) or word == "":
+    forms = _inflected(word.strip()) if isinstance(word, str) else list(word)
+    if not forms or not all(isinstance(form, str) and form.strip() for form in forms):
         raise ArgumentError(f"word = {word!r}: expected a word, or a list of its forms")
     return tuple(form.strip() for form in forms)
+
+
+def _inflected(word: str) -> list[str]:
+    endings = [word + ending for ending in _ENDINGS]
+    return endings + [word[: -len(last)] + ending for last, ending in _REPLACED if word.endswith(last)]
 
 
 def find_word(

@@ -5,7 +5,11 @@ Exit codes: 0 done, 1 what was to be verified is wrong, 2 the request cannot be 
 why), 130 interrupted, 141 whoever read our output left.
 """
 
-from saccade.cli import doctor, show, traces  # noqa: F401  that registers their commands
+# In the order in which --help lists them.
+# isort: off
+from saccade.cli import show, senses, contributions, heads, ablate, traces, doctor  # noqa: F401
+
+# isort: on
 from saccade.cli.app import main
 
 __all__ = ["main"]

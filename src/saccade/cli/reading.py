@@ -16,6 +16,12 @@ MEAN = "mean"
 ModelName = Annotated[
     str | None, typer.Option("--model", "-m", help="A hub name or a folder. Default: the small pretrained model.")
 ]
+# What the commands that analyse have in common.
+OutFile = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Write a file: .png, .svg, .pdf, .csv, .json or .npz.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="All of it, as JSON.")]
+TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file (UTF-8).")]
 TracePlace = Annotated[str, typer.Argument(help="A trace: a folder or a URL.")]
 
 
@@ -85,3 +91,14 @@ def content(name: str) -> str:
         return decoded(Path(name).read_bytes(), name)
     except OSError as error:
         raise errors.ArgumentError(f"{name}: {error.strerror}") from error
+
+
+def check_doors(out: Path | None, *, as_json: bool) -> None:
+    """Refuse two ways out at once, and a file that could not be written, before anything slow is done."""
+    if out is None:
+        return
+    if as_json:
+        raise errors.ArgumentError("expected --json or --out, not both: --out FILE.json writes JSON")
+    from saccade.analysis.result import check_out
+
+    check_out(out)

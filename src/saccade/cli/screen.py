@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -46,6 +47,20 @@ def console_of_stdout() -> Console:
 def harmless(text: str) -> str:
     """What somebody else wrote, without characters that would do something to a terminal."""
     return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def give(found: Any, out: Path | None, render: Callable[[Console], None], *, as_json: bool) -> None:
+    """A result by the door that was asked for: a file, JSON on standard output, or the terminal."""
+    if as_json:
+        typer.echo(found.to_json())
+    elif out is None:
+        render(console_of_stdout())
+    else:
+        with progress(f"writing {out}"):
+            remarks = found.save(out)
+        typer.echo(f"wrote {out}")
+        for remark in remarks:
+            typer.echo(f"saccade: {remark}", err=True)
 
 
 @contextmanager
