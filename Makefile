@@ -5,7 +5,7 @@ READY := .venv/.ready
 WEB_READY := web/node_modules/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sanitize bench clean
+.PHONY: help setup demo test check sanitize bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | \
@@ -47,10 +47,14 @@ sanitize: ## run the kernels under the address, undefined-behavior and thread sa
 	@for build in build/sanitize-address build/sanitize-thread; do \
 	  cmake --build $$build --parallel 2 >/dev/null && $$build/kernels_test || exit 1; done
 
-bench: $(READY) ## time attention and recording against their peers, compare models with eager; writes docs/benchmarks
+bench: $(READY) ## time attention, recording and analyses against their peers, compare models with eager; writes docs/benchmarks
 	@$(PYTHON_IN_VENV) benchmarks/attention.py --write
 	@$(PYTHON_IN_VENV) benchmarks/recording.py --write
+	@$(PYTHON_IN_VENV) benchmarks/analysis.py --write
 	@$(PYTHON_IN_VENV) benchmarks/agreement.py --write
+
+docs: $(READY) ## draw the pictures of the guides again; writes docs/images
+	@$(PYTHON_IN_VENV) scripts/guides.py
 
 clean: ## delete caches and build results (.venv stays; delete it by hand to start over)
 	@rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from guides import GUIDES, run, steps  # noqa: E402  (scripts/guides.py)
+
 SHORTER = {"65536": "2048", "65,536": "2,048"}
-
-
-def steps(guide: str) -> list[tuple[str, str]]:
-    """The blocks that are to be run, with their language. Those marked `sh` install things."""
-    return re.findall(r"^```(console|python)\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_a_guide_runs(guide, tmp_path):
     pytest.importorskip("matplotlib")
-    (tmp_path / "docs").symlink_to(ROOT / "docs")
     text = guide.read_text()
     for long, short in SHORTER.items():
         text = text.replace(long, short)
-    found = steps(text)
-    assert {language for language, _ in found} == {"console", "python"}
-    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": tools, "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
-    said = ""
-    for language, block in found:
-        for command in block.splitlines() if language == "console" else ():
-            said += run(shlex.split(command), tmp_path, environment)
-    python = "\n".join(block for language, block in found if language == "python")
-    printed = run([sys.executable, "-c", python], tmp_path, environment)
+    assert {language for language, _ in steps(text)} == {"console", "python"}
+    said, printed = run(text, tmp_path)
     CHECKS[guide.stem](said, printed.splitlines(), tmp_path)
-
-
-def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert not done.returncode, f"{command}\n{done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def check_long(said: str, printed: list[str], folder: Path) -> None:
@@ -60,4 +40,21 @@ def check_long(said: str, printed: list[str], folder: Path) -> None:
     assert (folder / "long/window.png").stat().st_size > 10_000
 
 
-CHECKS = {"65536-tokens": check_long}
+def check_bank(said: str, printed: list[str], folder: Path) -> None:
+    accuracy = eval(printed[0])  # noqa: S307  a list of numbers, printed by the guide
+    assert accuracy[0] <= 0.5  # nothing is read yet
+    assert accuracy[-1] == 1
+    assert printed[2] == "[0.966, 0.75]"  # “bank” of the river and of the account, first and last layer
+    assert [line.split()[-6] for line in printed[5:7]] == ["river", "river"]  # what moved it
+    assert "account" in printed[7]
+    assert printed[12] == "True"  # the parts sum to the vector
+    assert "from 'account'" in printed[13]
+    for text in ("Are the senses told apart?", "What made “bank” in layer 0", "previous", "set to zero"):
+        assert text in said
+    pictures = {picture.name for picture in (folder / "bank").iterdir()}
+    assert pictures == set(re.findall(r"images/bank-([a-z]+\.png)", (ROOT / "docs/guides/bank.md").read_text()))
+    for picture in pictures:
+        assert (ROOT / f"docs/images/bank-{picture}").is_file()  # `make docs` has drawn it
+
+
+CHECKS = {"65536-tokens": check_long, "bank": check_bank}

@@ -127,14 +127,12 @@ class Contributions(Result):
         """Lengths of what each head brought from the keys that brought most."""
         strongest = self.norm.sum(0).topk(min(MOST_COLUMNS, len(self.keys))).indices.sort().values
         image = axis.imshow(self.norm[:, strongest].numpy(), cmap=drawing.pale(), vmin=0, aspect="auto")
-        names = [drawing.short(self.keys[i]) for i in strongest.tolist()]
-        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        axis.set_yticks(range(len(self.norm)), [str(i) for i in range(len(self.norm))], fontsize=7)
+        heads = [str(head) for head in range(len(self.norm))]
+        drawing.name_cells(axis, [self.keys[i] for i in strongest.tolist()], heads)
         axis.set_xlabel("from", fontsize=8)
         axis.set_ylabel("head", fontsize=8)
         axis.set_title(f"What moved “{drawing.short(self.query)}” in {self.site}", fontsize=9)
-        colours = axis.figure.colorbar(image, ax=axis, fraction=0.03, pad=0.015)
-        colours.set_label("length of the contribution", fontsize=8)
+        drawing.colour_bar(axis, image, "length of the contribution")
 
 
 def contributions(

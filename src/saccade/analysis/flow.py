@@ -80,15 +80,13 @@ class Flow(Result):
         shares = self.share[:, 0] if one else self.share[0]
         strongest = shares.amax(0).topk(min(32, len(self.keys))).indices.sort().values
         image = axis.imshow(shares[:, strongest].numpy(), cmap=drawing.pale(), vmin=0, aspect="auto")
-        rows = [str(layer) for layer in range(len(shares))] if one else [drawing.short(q) for q in self.queries]
-        axis.set_xticks(range(len(strongest)), [drawing.short(self.keys[i]) for i in strongest.tolist()], rotation=90)
-        axis.set_yticks(range(len(rows)), rows)
-        axis.tick_params(labelsize=7, length=2)
+        rows = [str(layer) for layer in range(len(shares))] if one else self.queries
+        drawing.name_cells(axis, [self.keys[i] for i in strongest.tolist()], rows)
         axis.set_xlabel("from", fontsize=8)
         axis.set_ylabel("entering layer" if one else "token", fontsize=8)
         what = f"“{drawing.short(self.queries[0])}”" if one else "the tokens"
         axis.set_title(f"Where {what} came from ({self.method})", fontsize=9)
-        axis.figure.colorbar(image, ax=axis, fraction=0.03, pad=0.015).set_label("share", fontsize=8)
+        drawing.colour_bar(axis, image, "share")
 
 
 # ---------------------------------------------------------------------------------------- the methods

@@ -69,10 +69,8 @@ class LogitLens(Result):
     def draw(self, axis: Axes) -> None:
         """The likeliest next token of each layer and token, and how likely it is."""
         best = self.probability[..., 0]
-        image = axis.imshow(best.numpy(), cmap=drawing.pale(), vmin=0, vmax=1, aspect="auto", origin="lower")
-        axis.set_xticks(range(len(self.tokens)), [drawing.short(token) for token in self.tokens], rotation=90)
-        axis.set_yticks(range(len(best)), [str(layer) for layer in range(len(best))])
-        axis.tick_params(labelsize=7, length=2)
+        image = axis.imshow(best.numpy(), cmap=drawing.pale(), vmin=0, vmax=1, aspect="auto")
+        drawing.name_cells(axis, self.tokens, [str(layer) for layer in range(len(best))])
         axis.set_xlabel("after reading", fontsize=8)
         axis.set_ylabel("entering layer", fontsize=8)
         if len(self.tokens) <= MOST_BARS:
@@ -81,7 +79,7 @@ class LogitLens(Result):
                     ink = "white" if best[layer, token] > 0.6 else "black"  # noqa: PLR2004  where white reads better
                     axis.text(token, layer, drawing.short(words[0]), ha="center", va="center", fontsize=6, color=ink)
         axis.set_title("What each layer would predict next", fontsize=9)
-        axis.figure.colorbar(image, ax=axis, fraction=0.03, pad=0.015).set_label("probability", fontsize=8)
+        drawing.colour_bar(axis, image, "probability")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +118,15 @@ class LogitAttribution(Result):
         """Heads as a map, the MLPs beside them."""
         both = torch.cat([self.heads, self.mlps[:, None]], 1)
         limit = float(both.abs().max()) or 1.0
-        image = axis.imshow(both.numpy(), cmap=drawing.both(), vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+        image = axis.imshow(both.numpy(), cmap=drawing.both(), vmin=-limit, vmax=limit, aspect="auto")
         heads = self.heads.shape[1]
-        axis.set_xticks(range(heads + 1), [*(str(head) for head in range(heads)), "MLP"])
-        axis.set_yticks(range(len(both)), [str(layer) for layer in range(len(both))])
-        axis.tick_params(labelsize=7, length=2)
+        drawing.name_cells(axis, [*map(str, range(heads)), "MLP"], [str(layer) for layer in range(len(both))])
         axis.axvline(heads - 0.5, color="#555555", linewidth=0.6)
         axis.set_xlabel("head", fontsize=8)
         axis.set_ylabel("layer", fontsize=8)
         than = f" rather than “{drawing.short(self.against)}”" if self.against is not None else ""
         axis.set_title(f"What predicts “{drawing.short(self.target)}”{than}", fontsize=9)
-        axis.figure.colorbar(image, ax=axis, fraction=0.03, pad=0.015).set_label("part of the logit", fontsize=8)
+        drawing.colour_bar(axis, image, "part of the logit")
 
 
 def logit_lens(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +13,10 @@ from saccade.errors import MissingExtraError
 from saccade.views.files import whole
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 DPI = 150
 LONGEST = 16  # characters of a label on a tick
@@ -109,6 +111,21 @@ def _remarks(messages: Any) -> list[str]:
     if not missing:
         return []
     return [f"no font here has {len(missing)} of the characters; they are drawn as boxes"]
+
+
+def colour_bar(axis: Axes, image: AxesImage, label: str) -> None:
+    """What an image's colours mean, beside it."""
+    bar = axis.figure.colorbar(image, ax=axis, fraction=0.03, pad=0.015)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7, length=2, width=0.5)
+
+
+def name_cells(axis: Axes, columns: Sequence[str], rows: Sequence[str], *, size: float = 7) -> None:
+    """Labels below the columns of an image, upright where they are words, and beside its rows."""
+    upright = any(not label.isdecimal() for label in columns)
+    axis.set_xticks(range(len(columns)), [short(label) for label in columns], rotation=90 if upright else 0)
+    axis.set_yticks(range(len(rows)), [short(label) for label in rows])
+    axis.tick_params(labelsize=size, length=2, width=0.5)
 
 
 def short(label: str) -> str:

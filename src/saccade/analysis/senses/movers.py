@@ -99,13 +99,12 @@ class Movers(Result):
         """Words by layers, all heads together."""
         moved = self.along.sum(1)
         limit = float(moved.abs().max()) or 1.0
-        image = axis.imshow(moved.numpy(), cmap=drawing.both(), vmin=-limit, vmax=limit, aspect="auto", origin="lower")
-        axis.set_xticks(range(len(self.words)), [drawing.short(word) for word in self.words], rotation=90)
-        axis.set_yticks(range(len(moved)), [str(layer) for layer in range(len(moved))])
-        axis.tick_params(labelsize=8, length=2)
+        image = axis.imshow(moved.numpy(), cmap=drawing.both(), vmin=-limit, vmax=limit, aspect="auto")
+        drawing.name_cells(axis, self.words, [str(layer) for layer in range(len(moved))])
+        axis.set_xlabel("reading", fontsize=8)
         axis.set_ylabel("layer", fontsize=8)
-        axis.set_title(f"What moved it towards “{self.sense}”", fontsize=9)
-        axis.figure.colorbar(image, ax=axis, fraction=0.03, pad=0.015).set_label("along the direction", fontsize=8)
+        axis.set_title(f"What moved “{self.words[self.own[0]]}” towards “{self.sense}”", fontsize=9)
+        drawing.colour_bar(axis, image, "how far, all heads together")
 
 
 def movers(found: Senses, occurrence: int, sense: str) -> Movers:

@@ -1,17 +1,26 @@
-"""What scoring the roles of all heads costs beside a plain forward of the same texts.
+"""What the analyses cost: the roles of all heads, the contributions to a token, the senses of a word.
 
-.venv/bin/python benchmarks/heads.py [--quick] [--write]
+.venv/bin/python benchmarks/analysis.py [--quick] [--write]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from harness import Effort, Section, Target, alternate, conditions, fresh, judged, peak_memory, progress, publish, table
 
+import saccade
 from saccade.adapters.pretrained import Pretrained
+from saccade.analysis import contributions
 from saccade.analysis.roles import HeadRoles, score_batches
 from saccade.analysis.roles.reading import Batch, Untold, random_repeats
 from saccade.analysis.roles.scoring import Reading
@@ -19,6 +28,9 @@ from saccade.analysis.roles.scoring import Reading
 THREADS = 2
 COST = Target(1.5, at_most=True)
 BATCH, TOKENS = 32, 512
+LONG = 16_384
+SECONDS, SENSES = Target(1.0, at_most=True), Target(5.0, at_most=True)
+ROUNDS = 5
 
 
 class Ways:
@@ -74,16 +86,70 @@ def cost(effort: Effort) -> Section:
     return Section(text + table(header, rows), f"Scoring all heads takes {ratio:.2f} times as long as a plain forward.")
 
 
+def taking_apart(effort: Effort) -> Section:
+    """The contributions to one token of a long text, once it is recorded."""
+    from transformers import BertConfig, BertModel
+
+    tokens = LONG // 4 if effort.quick else LONG
+    progress(f"contributions: recording {tokens:,} tokens")
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(num_hidden_layers=2, max_position_embeddings=tokens)).eval()
+    ids = torch.randint(1000, 30000, (1, tokens))
+    with torch.no_grad(), saccade.record(model, keep="qkv", statistics=[]) as trace:
+        model(ids)
+    contributions(trace, 1, 0)
+    progress("contributions: to one token")
+    taken = median_of(lambda: contributions(trace, 1, tokens // 2))
+    return Section(
+        f"The contributions of all keys in {tokens:,} tokens to one token, 12 heads of width 64: {taken:.2f} s (target "
+        f"{SECONDS}), after the recording.",
+        "",
+    )
+
+
+def median_of(do: Callable[[], Any]) -> float:
+    """Seconds."""
+    taken = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        do()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def senses(effort: Effort) -> Section:
+    """`saccade senses bank` as a process, and what importing PyTorch and transformers takes by itself."""
+    del effort
+    progress("senses: as a process")
+    imports = [sys.executable, "-c", "from transformers import AutoModel, AutoTokenizer, BertModel"]
+    command = [str(Path(sys.executable).parent / "saccade"), "senses", "bank"]
+    seconds: dict[str, list[float]] = {"imports": [], "senses": []}
+    for _ in range(ROUNDS):
+        for name, call in (("imports", imports), ("senses", command)):
+            start = time.perf_counter()
+            subprocess.run(call, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+            seconds[name].append(time.perf_counter() - start)
+    whole, alone = (statistics.median(seconds[name]) for name in ("senses", "imports"))
+    return Section(
+        f"`saccade senses bank`, 16 sentences: {whole:.1f} s from start to end (target {SENSES}). Importing PyTorch and "
+        f"the classes of transformers that it needs takes {alone:.1f} s of that in a process that does nothing else; what "
+        f"remains for reading the model, the sentences, and what moved each word is {whole - alone:.1f} s.",
+        "",
+    )
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a quarter of the texts")
     parser.add_argument("--write", action="store_true", help="keep the result in docs/benchmarks")
     chosen = parser.parse_args()
     torch.set_num_threads(THREADS)
-    section = cost(Effort(quick=chosen.quick))
-    how = f"Conditions: {conditions()}. Medians of alternating runs; bold misses its target."
-    publish("heads", "Roles of heads on the CPU", f"{section.short}\n\n{how}\n\n{section.text}", write=chosen.write)
+    effort = Effort(quick=chosen.quick)
+    sections = [senses(effort), taking_apart(effort), cost(effort)]
+    how = f"Conditions: {conditions()}. Medians; alternating runs where there is a peer; bold misses its target."
+    lines = "\n".join(f"- {section.short}" for section in sections)
+    publish("analysis", "Analyses on the CPU", f"{lines}\n\n{how}\n\n{sections[-1].text}", write=chosen.write)
 
 
 if __name__ == "__main__":
