@@ -131,9 +131,9 @@ def senses(effort: Effort) -> Section:
             seconds[name].append(time.perf_counter() - start)
     whole, alone = (statistics.median(seconds[name]) for name in ("senses", "imports"))
     return Section(
-        f"`saccade senses bank`, 16 sentences: {whole:.1f} s from start to end (target {SENSES}). Importing PyTorch and "
-        f"the classes of transformers that it needs takes {alone:.1f} s of that in a process that does nothing else; what "
-        f"remains for reading the model, the sentences, and what moved each word is {whole - alone:.1f} s.",
+        f"`saccade senses bank`, 16 sentences: {whole:.1f} s from start to end (target {SENSES}). A process that only "
+        f"imports PyTorch and the classes of transformers that it needs takes {alone:.1f} s; what remains for reading "
+        f"the model, the sentences, and what moved each word is {whole - alone:.1f} s.",
         "",
     )
 

@@ -43,10 +43,11 @@ def direction(found, occurrence, sense, layer):
 def test_movers_are_contributions_along_the_direction(found, occurrence, sense):
     moved = found.movers(occurrence, sense)
     where = found.occurrences[occurrence]
+    sentence = found.sentences[where.sentence]
     for layer in range(len(moved.mlp)):
         along = direction(found, occurrence, sense, layer)
         taken = [
-            contributions(found.trace, layer, token, model=found.reader.model, entry=where.sentence)
+            contributions(found.trace, layer, token, model=found.reader.model, entry=sentence.entry, batch=sentence.row)
             for token in where.tokens
         ]
         by_key = torch.stack([c.project(along)[0] for c in taken]).mean(0)

@@ -108,7 +108,8 @@ class Replay:
         inputs: what the model was called with, by name; needed where the trace does not have the tokens' ids.
 
     Attributes:
-        running: the tokens that run, or ran last.
+        running: the tokens that run, or ran last, ``(T,)``.
+        elements: the element of the batch that each of them is of, ``(T,)``.
 
     Raises:
         ArgumentError: the trace is of another model, or has no such entry or element.
@@ -128,7 +129,7 @@ class Replay:
         self.trace = trace
         self.entry: Entry = trace[entry]
         self.batch = batch
-        self.running = torch.empty(0, dtype=torch.int64)
+        self.running = self.elements = torch.empty(0, dtype=torch.int64)
         self._weights: dict[str, Tensor] = {}
         self._sites: dict[str, Site] = {}
         self._given = inputs if inputs is not None else trace.given(self.entry.index)
@@ -161,31 +162,50 @@ class Replay:
         return self._sites[name]
 
     def state(self, layer: Layer, tokens: Tensor, *, after: bool = False) -> Tensor:
-        """The hidden states ``(T, width)`` that entered a layer, or left it."""
+        """The hidden states ``(T, width)`` of tokens of our element that entered a layer, or left it."""
+        return self._states(layer, after=after)[self.batch, tokens]
+
+    def running_states(self, layer: Layer, *, after: bool = False) -> Tensor:
+        """Likewise of the tokens that run."""
+        return self._states(layer, after=after)[self.elements, self.running]
+
+    def _states(self, layer: Layer, *, after: bool) -> Tensor:
         site = self.site(layer.sites[0])
-        return (site.hidden_after if after else site.hidden)[self.batch, tokens]
+        return site.hidden_after if after else site.hidden
 
     def weights(self, site: str) -> Tensor:
         """The attention weights of the tokens that run, ``(H, T, Nk)``."""
         if site not in self._weights:
-            self._weights[site] = self.site(site).pattern.element(self.batch)[0, :, self.running]
+            pattern = self.site(site).pattern
+            found = pattern.inputs.query.new_empty(pattern.shape[1], len(self.running), pattern.shape[3])
+            self._weights[site] = found = found.to(pattern.dtype)
+            for element, mine in self._by_element():
+                found[:, mine] = pattern.element(element)[0, :, self.running[mine]]
         return self._weights[site]
 
-    def values(self, site: str) -> Tensor:
-        """The values that each head reads, ``(H, Nk, Dv)``."""
-        value = self.site(site).value[self.batch]
+    def values(self, site: str, element: int | None = None) -> Tensor:
+        """The values that each head reads, ``(H, Nk, Dv)``, of an element of the batch; None for our own."""
+        value = self.site(site).value[self.batch if element is None else element]
         return value.repeat_interleave(self._heads(site) // len(value), 0)
 
     def attended(self, site: str) -> Tensor:
         """What attention gave the tokens that run, ``(T, H, Dv)``."""
         heads, call = self._heads(site), self.site(site)
-        value = call.value[self.batch]
-        if len(self.running) > FEW:
-            whole: Tensor = (call.pattern.element(self.batch) @ value[None])[0]
-            return whole[:, self.running].transpose(0, 1)
-        weights = self.weights(site).unflatten(0, (-1, heads // len(value)))
-        attended: Tensor = (weights @ value[:, None].to(weights)).flatten(0, 1).transpose(0, 1)
-        return attended
+        found = call.value.new_empty(len(self.running), heads, call.value.shape[3])
+        for element, mine in self._by_element():
+            value = call.value[element]
+            if len(mine) > FEW:
+                rows = (call.pattern.element(element) @ value[None])[0][:, self.running[mine]]
+            else:
+                weights = self.weights(site)[:, mine].unflatten(0, (-1, heads // len(value)))
+                rows = (weights @ value[:, None].to(weights)).flatten(0, 1)
+            found[mine] = rows.transpose(0, 1).to(found)
+        return found
+
+    def _by_element(self) -> Iterator[tuple[int, Tensor]]:
+        """The elements of the batch that run, each with the places of its tokens among those that run."""
+        for element in self.elements.unique().tolist():
+            yield element, (self.elements == element).nonzero()[:, 0]
 
     def leaves_to_next(self, layer: Layer) -> bool:
         """Whether what the trace has behind a layer is what left it, and not what entered a later one."""
@@ -210,13 +230,22 @@ class Replay:
     # ------------------------------------------------------------------------------------ the run
 
     @torch.no_grad()
-    def run(self, tokens: Tensor, plan: Plan, until: Layer | None = None, following: Following | None = None) -> Any:
+    def run(
+        self,
+        tokens: Tensor,
+        plan: Plan,
+        until: Layer | None = None,
+        *,
+        elements: Tensor | None = None,
+        following: Following | None = None,
+    ) -> Any:
         """Run these tokens.
 
         Args:
             tokens: positions ``(T,)`` among the queries.
             plan: what is to be followed.
             until: stop after this layer; None runs to the model's end.
+            elements: the element of the batch that each token is of; None for our own.
             following: what to follow with, for who wants to ask it of more than layers.
 
         Returns:
@@ -226,9 +255,10 @@ class Replay:
             UnsupportedModelError: the layers cannot be reached in this way, or do not do what they did.
         """
         self.running, self._weights = tokens, {}
+        self.elements = torch.full_like(tokens, self.batch) if elements is None else elements
         wanted = [layer for layer in self.layers if plan.follows(layer)]
-        for arguments in self._arguments(tokens, wanted or self.layers):
-            run = _Run(self, plan, tokens, until, following or Following())
+        for arguments in self._arguments(wanted or self.layers):
+            run = _Run(self, plan, until, following or Following())
             with run.hooks(), run.following:
                 try:
                     output = self._call(arguments)
@@ -250,14 +280,14 @@ class Replay:
             return module(**arguments)
         return module(arguments[first], **{name: x for name, x in arguments.items() if name != first})
 
-    def _arguments(self, tokens: Tensor, wanted: Sequence[Layer]) -> Iterator[dict[str, Any]]:
+    def _arguments(self, wanted: Sequence[Layer]) -> Iterator[dict[str, Any]]:
         """Ways to call the model so that those layers run on these tokens."""
-        ids = self._ids(tokens, wanted)
+        ids = self._ids(wanted)
         module = self.model.get_submodule(self.entry.metadata.forward)
         known = inspect.signature(module.forward).parameters
         quiet = {"use_cache": False} if "use_cache" in known else {}
         main = getattr(module, "main_input_name", "input_ids")
-        given = {name: self._element(x, len(tokens)) for name, x in (self._given or {}).items()}
+        given = {name: self._element(x) for name, x in (self._given or {}).items()}
         if any(isinstance(x, Tensor) and x.is_floating_point() for x in given.values()):
             yield given | quiet  # pictures or sound, whose tokens have no ids
         if main in ids:
@@ -268,18 +298,18 @@ class Replay:
                 "called with"
             )
 
-    def _ids(self, tokens: Tensor, wanted: Sequence[Layer]) -> dict[str, Tensor]:
+    def _ids(self, wanted: Sequence[Layer]) -> dict[str, Tensor]:
         """The model's arguments that are ids of tokens, each token a sequence of its own."""
         device = next((x.device for x in self.model.parameters()), torch.device("cpu"))
         queries = {number for layer in wanted for site in layer.sites if (number := self._queries(site)) is not None}
         found = {}
         for number in range(len(self.entry.metadata.sequences)):
             sequence = self.entry.sequence(number)
-            ids = sequence.ids[self.batch % len(sequence.ids)]
-            if number in queries and int(tokens.max()) < len(ids):
-                found[sequence.name] = ids[tokens, None].to(device)
+            rows = sequence.ids[self.elements % len(sequence.ids)]  # (T, N)
+            if number in queries and int(self.running.max()) < rows.shape[1]:
+                found[sequence.name] = rows.gather(1, self.running[:, None]).to(device)
             elif sequence.name not in found:
-                found[sequence.name] = ids[:1].expand(len(tokens), 1).to(device)
+                found[sequence.name] = rows[:, :1].to(device)
         config = getattr(self.model, "config", None)
         if found and getattr(config, "is_encoder_decoder", False) and not self.entry.metadata.forward:
             anything = next(iter(found.values()))
@@ -289,12 +319,12 @@ class Replay:
     def _queries(self, site: str) -> int | None:
         return next(known.queries for known in self.entry.metadata.sites if known.name == site)
 
-    def _element(self, x: Any, count: int) -> Any:
-        """Of an argument, what belongs to our element of the batch, for each of the tokens."""
+    def _element(self, x: Any) -> Any:
+        """Of an argument, what belongs to each token's element of the batch."""
         size = max(stack.batch for stack in self.entry.stacks)
         if not isinstance(x, Tensor) or not x.dim() or len(x) != size:
             return x
-        return x[self.batch : self.batch + 1].expand(count, *x.shape[1:])
+        return x[self.elements.to(x.device)]
 
 
 def _model_of(trace: Trace, model: nn.Module | None) -> nn.Module:
@@ -319,9 +349,8 @@ class _StoppedError(Exception):
 class _Run(Change):
     """One run: hooks on the layers, and the change of their attention calls."""
 
-    def __init__(self, replay: Replay, plan: Plan, tokens: Tensor, until: Layer | None, following: Following) -> None:
-        self.replay, self.plan, self.tokens, self.until = replay, plan, tokens, until
-        self.following = following
+    def __init__(self, replay: Replay, plan: Plan, until: Layer | None, following: Following) -> None:
+        self.replay, self.plan, self.until, self.following = replay, plan, until, following
         self.seen: set[str] = set()
         self._layers = {layer.name: layer for layer in replay.layers}
         self._of = {site: layer for layer in replay.layers for site in layer.sites}
@@ -360,7 +389,7 @@ class _Run(Change):
         was = state_given(args, kwargs)
         if was is None:
             return None
-        state = self.replay.state(layer, self.tokens)[:, None].to(was)
+        state = self.replay.running_states(layer)[:, None].to(was)
         self.following.begin(state, {RESIDUAL: self.plan.residual(layer, state)})
         self.following.attended = None
         length = was.shape[1]
@@ -378,8 +407,8 @@ class _Run(Change):
             return None
         if not isinstance(x, Tensor) or x.dim() not in (2, 3) or x.shape[1] != length or length == 1:
             return x
-        mine = min(self.replay.batch, len(x) - 1)
-        return x[mine, self.tokens.to(x.device)][:, None]
+        elements = self.replay.elements.clamp(max=len(x) - 1).to(x.device)
+        return x[elements, self.replay.running.to(x.device)][:, None]
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         del module, args
@@ -406,7 +435,7 @@ class _Run(Change):
         """Refuse a layer that did something else than what was recorded."""
         if self.plan.changes or not self.replay.leaves_to_next(layer):
             return
-        was = self.replay.state(layer, self.tokens, after=True)
+        was = self.replay.running_states(layer, after=True)
         off = (state[:, 0].cpu().float() - was.float()).norm(dim=-1) / was.float().norm(dim=-1)
         if not bool((off <= TOLERANCE[state.dtype]).all()):
             raise UnsupportedModelError(

@@ -48,21 +48,26 @@ UNKNOWN = "?"  # stands for a sense that is not known
 CAVEAT = "Similar vectors are no proof that a model understands the sense."
 FEWEST = 2  # sentences, in all and of each sense
 MOVERS = 3  # that are told of each occurrence
+TOGETHER = 32  # sentences that are read in one forward
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence that was read; an entry of the trace.
+    """A sentence that was read.
 
     Attributes:
         text: as it was given.
         sense: of the word in it; None if that is not known.
         tokens: as the tokenizer writes them, special ones included.
+        entry: of the trace, where it was read.
+        row: which element of that entry's batch it is.
     """
 
     text: str
     sense: str | None
     tokens: tuple[str, ...]
+    entry: int
+    row: int
 
 
 @dataclass(frozen=True)
@@ -204,16 +209,19 @@ class Senses(Result):
             UnsupportedModelError: a layer cannot be taken apart.
         """
         number = self._number(occurrence)
-        return movers(self, number, sense or self.sense_of(number) or self.nearest(number))
+        return movers(self, [(number, sense or self.sense_of(number) or self.nearest(number))])[0]
 
     @cached_property
     def moved_most(self) -> list[list[Mover]]:
         """What moved each occurrence most towards its sense (or the nearest), the strongest `MOVERS` of each.
 
-        Empty for fewer than two senses. Computed once: each sentence runs through the model once more.
+        Empty for fewer than two senses. Computed once, when it is asked for.
         """
-        several = len(self.senses) > 1
-        return [self.movers(i).strongest(MOVERS) if several else [] for i in range(len(self.occurrences))]
+        numbers = range(len(self.occurrences))
+        if len(self.senses) < 2:  # noqa: PLR2004  a direction has two ends
+            return [[] for _ in numbers]
+        asked = [(number, self.sense_of(number) or self.nearest(number)) for number in numbers]
+        return [moved.strongest(MOVERS) for moved in movers(self, asked)]
 
     def nearest(self, occurrence: int) -> str:
         """The sense that an occurrence is nearest to in the last layer.
@@ -289,10 +297,14 @@ def senses(
     read = list(_checked(sentences))
     reader = _reader(model, tokenizer)
     encoded = [_encode(reader, text) for text, _ in read]
-    said = tuple(Sentence(text, sense, tuple(one.tokens)) for (text, sense), one in zip(read, encoded, strict=True))
+    said = tuple(
+        Sentence(text, sense, tuple(one.tokens), *divmod(number, TOGETHER))
+        for number, ((text, sense), one) in enumerate(zip(read, encoded, strict=True))
+    )
     occurrences = tuple(_find(word, said, encoded))
     trace = _record(reader, said, encoded)
-    states = [hidden_states(entry) for entry in trace]
+    entries = [hidden_states(entry) for entry in trace]
+    states = [entries[one.entry][:, one.row, : len(one.tokens)] for one in said]
     ordinary = torch.cat([x[:, ~torch.tensor(one.special)] for x, one in zip(states, encoded, strict=True)], 1)
     vectors = torch.stack([states[found.sentence][:, found.tokens].mean(1) for found in occurrences], 1)
     return _compared(vectors, ordinary.mean(1), word, reader, said, occurrences, trace, tuple(encoded))
@@ -438,17 +450,31 @@ def snippet(text: str, start: int, stop: int, room: int = 14) -> str:
 
 
 def _record(reader: Pretrained, sentences: Sequence[Sentence], encoded: Sequence[Encoded]) -> Trace:
-    """A trace with an entry for each sentence."""
-    with record(reader.model, reader.tokenizer, keep="qkv", statistics=[], name=reader.name) as trace:
-        for sentence, one in zip(sentences, encoded, strict=True):
-            trace.next(texts=[sentence.text])
-            with torch.no_grad():
-                reader.model(**{name: x.to(reader.model.device) for name, x in one.inputs.items()})
+    """A trace of all sentences, so many in each entry, shorter ones padded."""
+    with record(reader.model, reader.tokenizer, keep="qkv", statistics=[], name=reader.name) as trace, torch.no_grad():
+        for start in range(0, len(sentences), TOGETHER):
+            some = slice(start, start + TOGETHER)
+            trace.next(texts=[sentence.text for sentence in sentences[some]])
+            reader.model(**_padded(reader, encoded[some]))
     return trace
 
 
+def _padded(reader: Pretrained, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+    """What the model is called with for several texts; what pads them at their ends is hidden by a mask."""
+    longest = max(len(one.tokens) for one in encoded)
+    pad = {"input_ids": getattr(reader.tokenizer, "pad_token_id", None) or 0}
+
+    def together(name: str) -> Tensor:
+        rows = [one.inputs.get(name, torch.ones(1, len(one.tokens), dtype=torch.int64)) for one in encoded]
+        return torch.cat([
+            torch.nn.functional.pad(row, (0, longest - row.shape[1]), value=pad.get(name, 0)) for row in rows
+        ]).to(reader.model.device)  # fmt: skip
+
+    return {name: together(name) for name in {**encoded[0].inputs, "attention_mask": None}}
+
+
 def hidden_states(entry: Entry) -> Tensor:
-    """The hidden states of an entry of one text, float64 ``(layer, token, width)``: layer 0 enters the first layer.
+    """The hidden states of an entry, float64 ``(layer, B, token, width)``: layer 0 enters the first layer.
 
     What leaves the last layer is taken before the final norm, if the model has one.
 
@@ -464,7 +490,7 @@ def hidden_states(entry: Entry) -> Tensor:
     states.append(list(sites.values())[-1].hidden_after)
     if len({state.shape for state in states}) > 1:
         raise ArgumentError(f"hidden states are {[tuple(x.shape) for x in states]}; expected one size in all layers")
-    stacked = torch.cat(states).double()
+    stacked = torch.stack(states).double()
     if not stacked.isfinite().all():
         raise ArgumentError("hidden states are not all numbers; expected a model whose layers give back hidden states")
     return stacked

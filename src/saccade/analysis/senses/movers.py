@@ -7,7 +7,7 @@ along it is how far that moved the word towards the sense, in that layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,12 +22,16 @@ from saccade.analysis.replay import RESIDUAL, Layer, Plan, Replay
 from saccade.analysis.result import Result
 from saccade.errors import ArgumentError
 from saccade.views import drawing
-from saccade.views.units import Unit, words
+from saccade.views.units import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from saccade.analysis.senses import Senses
+
+
+_AFTER = "after"  # beside the names of parts
+MOST_NUMBERS = 1 << 24  # in a stack: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -107,35 +111,65 @@ class Movers(Result):
         drawing.colour_bar(axis, image, "how far, all heads together")
 
 
-def movers(found: Senses, occurrence: int, sense: str) -> Movers:
-    """What moved an occurrence towards a sense, in every layer.
+def movers(found: Senses, asked: Sequence[tuple[int, str]]) -> list[Movers]:
+    """What moved occurrences towards senses, in every layer. All of one entry run through the model together.
 
     Args:
-        found: at least two senses.
-        occurrence: which, by number.
-        sense: one of its senses.
+        found: of at least two senses.
+        asked: occurrences, by number, each with one of the senses.
 
     Raises:
         ArgumentError: there is no such sense, or no other.
         UnsupportedModelError: a layer cannot be taken apart.
     """
-    if sense not in found.senses or len(found.senses) < 2:  # noqa: PLR2004  a direction has two ends
-        raise ArgumentError(f"sense = {sense!r}: expected one of two or more, and there are {', '.join(found.senses)}")
-    where = found.occurrences[occurrence]
-    units = words(found.sentences[where.sentence].text, found.encoded[where.sentence])
-    replay = Replay(found.trace, found.reader.model, entry=where.sentence)
-    taken = _Along(replay, _directions(found, occurrence, sense), units)
-    replay.run(torch.tensor(list(where.tokens)), taken, until=replay.layers[-1])
-    return Movers(
-        along=torch.stack(taken.along),
-        mlp=torch.stack(taken.mlp),
-        residual=torch.stack(taken.kept),
-        after=torch.stack(taken.after),
-        occurrence=where.label,
-        sense=sense,
-        words=unique([unit.label for unit in units]),
-        own=[i for i, unit in enumerate(units) if unit.start < where.tokens.stop and unit.stop > where.tokens.start],
-    )
+    wrong = [sense for _, sense in asked if sense not in found.senses or len(found.senses) < 2]  # noqa: PLR2004
+    if wrong:
+        raise ArgumentError(f"sense = {wrong[0]!r}: expected one of two or more, and there are {_listed(found.senses)}")
+    made: dict[int, Movers] = {}
+    for entry in {found.sentences[found.occurrences[occurrence].sentence].entry for occurrence, _ in asked}:
+        mine = [
+            (number, _Moved(found, occurrence, sense))
+            for number, (occurrence, sense) in enumerate(asked)
+            if found.sentences[found.occurrences[occurrence].sentence].entry == entry
+        ]
+        replay = Replay(found.trace, found.reader.model, entry=entry)
+        for some in _in_chunks(replay, mine):
+            taken = _Along(replay, [one for _, one in some])
+            made |= {number: taken.of(i) for i, (number, _) in enumerate(some)}
+    return [made[number] for number in range(len(asked))]
+
+
+def _in_chunks(replay: Replay, moved: list[tuple[int, _Moved]]) -> Iterator[list[tuple[int, _Moved]]]:
+    """So many at a time that what their heads bring takes `MOST_NUMBERS` in a layer."""
+    call = replay.site(replay.layers[0].sites[0])
+    words_of_all = max(len(one.units) for _, one in moved)
+    tokens = max(len(one.where.tokens) for _, one in moved)
+    size = max(MOST_NUMBERS // (call.shape[1] * words_of_all * tokens * call.hidden.shape[-1]), 1)
+    for start in range(0, len(moved), size):
+        yield moved[start : start + size]
+
+
+def _listed(senses: Sequence[str]) -> str:
+    return ", ".join(senses) or "none"
+
+
+class _Moved:
+    """One occurrence that is moved.
+
+    Attributes:
+        where: the occurrence.
+        sense: towards which.
+        row: the sentence's element of the batch.
+        units: its words.
+        directions: by layer, ``(L, width)``.
+    """
+
+    def __init__(self, found: Senses, occurrence: int, sense: str) -> None:
+        self.where, self.sense = found.occurrences[occurrence], sense
+        sentence = found.sentences[self.where.sentence]
+        self.row = sentence.row
+        self.units = words(sentence.text, found.encoded[self.where.sentence])
+        self.directions = _directions(found, occurrence, sense)
 
 
 def _directions(found: Senses, occurrence: int, sense: str) -> Tensor:
@@ -151,15 +185,35 @@ def _directions(found: Senses, occurrence: int, sense: str) -> Tensor:
 
 
 class _Along(Plan):
-    """All layers, each with what its parts add along its direction: the mean over the word's tokens."""
+    """All layers, each with what its parts add to each token along that token's direction."""
 
-    def __init__(self, replay: Replay, directions: Tensor, units: Sequence[Unit]) -> None:
-        self.replay, self.directions, self.units = replay, directions, units
-        self.along: list[Tensor] = []
-        self.mlp: list[Tensor] = []
-        self.kept: list[Tensor] = []
-        self.after: list[Tensor] = []
-        self._site = ""
+    def __init__(self, replay: Replay, moved: Sequence[_Moved]) -> None:
+        self.replay, self.moved = replay, moved
+        counts = torch.tensor([len(one.where.tokens) for one in moved])
+        self._whose = torch.arange(len(moved)).repeat_interleave(counts)  # of each token, which occurrence
+        self._directions = torch.stack([one.directions for one in moved])[self._whose]  # (T, L, width)
+        self._sites: list[str] = []
+        self._along: list[Tensor] = []
+        self._sums: dict[str, list[Tensor]] = {COMPUTED: [], RESIDUAL: [], _AFTER: []}
+        tokens = torch.cat([torch.tensor(list(one.where.tokens)) for one in moved])
+        elements = torch.tensor([one.row for one in moved])[self._whose]
+        replay.run(tokens, self, until=replay.layers[-1], elements=elements)
+
+    def of(self, number: int) -> Movers:
+        """What moved one of the occurrences: the mean over its tokens."""
+        one, mine = self.moved[number], self._whose == number
+        sums = {name: torch.stack(by_layer)[:, mine].mean(1) for name, by_layer in self._sums.items()}
+        own = one.where.tokens
+        return Movers(
+            along=torch.stack(self._along)[..., : len(one.units), mine].mean(-1),
+            mlp=sums[COMPUTED],
+            residual=sums[RESIDUAL],
+            after=sums[_AFTER],
+            occurrence=one.where.label,
+            sense=one.sense,
+            words=unique([unit.label for unit in one.units]),
+            own=[i for i, unit in enumerate(one.units) if unit.start < own.stop and unit.stop > own.start],
+        )
 
     def follows(self, layer: Layer) -> bool:
         """See `Plan`."""
@@ -167,24 +221,43 @@ class _Along(Plan):
         return True
 
     def attention(self, layer: Layer, site: str, output: Tensor) -> Tensor:
-        """See `Plan`: what each head brought from each word, ``(H words, T, H, 1, Dv)``."""
+        """See `Plan`: what each head brought from each word, ``(H words, T, H, 1, Dv)``; zero where words are fewer."""
         del layer
-        self._site = site
+        self._sites.append(site)
         tokens, heads, _, width = output.shape
-        weight, value = self.replay.weights(site).to(output), self.replay.values(site).to(output)
-        spans = [slice(unit.start, unit.stop) for unit in self.units]
-        brought = torch.stack([weight[..., span] @ value[:, span] for span in spans], 1)  # (H, words, T, Dv)
-        stack = output.new_zeros(heads, len(spans), tokens, heads, 1, width)
+        most = max(len(one.units) for one in self.moved)
+        stack = output.new_zeros(heads, most, tokens, heads, 1, width)
+        brought = self._brought(site, most).to(output)
         for head in range(heads):
             stack[head, :, :, head, 0] = brought[head]
         return stack.flatten(0, 1)
 
+    def _brought(self, site: str, most: int) -> Tensor:
+        """``(H, words, T, Dv)``."""
+        weights = self.replay.weights(site)  # (H, T, N)
+        made = []
+        for token, number in enumerate(self._whose.tolist()):
+            one = self.moved[number]
+            value = self.replay.values(site, one.row).to(weights)  # (H, N, Dv)
+            weighted = weights[:, token, :, None] * value
+            ends = torch.nn.functional.pad(weighted.cumsum(1), (0, 0, 1, 0))
+            starts, stops = ([getattr(unit, end) for unit in one.units] for end in ("start", "stop"))
+            by_word = ends[:, stops] - ends[:, starts]
+            made.append(torch.nn.functional.pad(by_word, (0, 0, 0, most - len(one.units))))
+        return torch.stack(made, 2)
+
     def left(self, layer: Layer, state: Tensor, following: Following) -> None:
         """See `Plan`."""
-        direction = self.directions[layer.number].to(state)
-        parts = {name: (part @ direction).mean((1, 2)).cpu() for name, part in (following.parts(state) or {}).items()}
-        along = linear_map(parts, self._site, self.replay.site(self._site).shape[1])
-        self.along.append(along)  # (H, words)
-        self.mlp.append(parts.get(COMPUTED, torch.zeros(1)).sum())
-        self.kept.append(parts.get(RESIDUAL, torch.zeros(1)).sum())
-        self.after.append((state @ direction).mean().cpu())
+        direction = self._directions[:, layer.number].to(state)
+
+        def along(part: Tensor) -> Tensor:
+            return (part.flatten(-2) * direction).sum(-1).cpu()
+
+        parts = following.parts(state) or {}
+        site = self._sites[-1]
+        heads = self.replay.site(site).shape[1]
+        self._along.append(along(linear_map(parts, site, heads)))  # (H, words, T)
+        nothing = state.new_zeros(1, *state.shape)
+        for name in (COMPUTED, RESIDUAL):
+            self._sums[name].append(along(parts.get(name, nothing).sum(0)))
+        self._sums[_AFTER].append(along(state))
