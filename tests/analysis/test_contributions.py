@@ -1,5 +1,7 @@
 """Contributions: the parts of what leaves a layer, in closed form, by brute force, and in every architecture."""
 
+from dataclasses import replace
+
 import architectures
 import pytest
 import torch
@@ -118,6 +120,22 @@ def test_every_architecture_is_taken_apart_exactly(architecture):
         torch.testing.assert_close(vectors.sum(0), c.by_key, atol=1e-5, rtol=1e-4)
         along, _ = c.project(c.after)
         torch.testing.assert_close(along, vectors @ c.after, atol=1e-4, rtol=1e-4)
+
+
+ODD = {
+    "BERT": {"hidden_size": 33, "num_attention_heads": 3},
+    "GPT-2": {"n_embd": 33, "n_head": 3},
+    "OPT": {"hidden_size": 33, "num_attention_heads": 3, "word_embed_proj_dim": 33},
+    "T5": {"d_kv": 7, "num_heads": 5},
+    "BART": {"d_model": 33, "encoder_attention_heads": 3, "decoder_attention_heads": 3},
+    "ViT": {"hidden_size": 33, "num_attention_heads": 3},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_head_sizes(name):
+    chosen = next(a for a in architectures.ARCHITECTURES if a.name == name)
+    test_every_architecture_is_taken_apart_exactly(replace(chosen, options=chosen.options | ODD[name]))
 
 
 def random_biases(model):

@@ -32,6 +32,10 @@ EXAMPLES = """Examples:
 
   echo "Some text" | saccade show --model gpt2 --out weights.csv
 
+  saccade senses bank
+
+  saccade heads --model gpt2
+
   saccade record story.txt --keep qk --out runs/story.zarr
 
   saccade info runs/story.zarr

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["CAVEAT", "Ablation", "Effect", "Heads", "Logit", "Loss", "Tokens", "WordVector", "ablate"]
 
 HOW = {"zero": "set to zero", "mean": "replaced by a mean", "resample": "replaced by draws"}
-CAVEAT = "Ablated models are off their training; backup heads hide effects (2211.00593)."
+CAVEAT = "An ablated model is off its training, and backup heads may hide an effect (Wang et al. 2022)."
 
 Progress = Callable[[int, int], None]
 
