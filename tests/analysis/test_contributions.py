@@ -313,6 +313,43 @@ def test_a_model_that_is_gone_is_asked_for():
         contributions(trace, 0, 0)
 
 
+def test_other_threads_may_run_the_model():
+    import threading
+
+    net = Net()
+    trace, expected, wrong, done = recorded(net, X), net(X), [], threading.Event()
+
+    def run():
+        while not done.is_set():
+            wrong.append(not torch.equal(net(X), expected))
+
+    with torch.no_grad():
+        other = threading.Thread(target=run)
+        other.start()
+        try:
+            for token in range(20):
+                contributions(trace, 0, token % 5)
+        finally:
+            done.set()
+            other.join()
+    assert wrong
+    assert not any(wrong)
+
+
+def test_dropout_is_named_where_it_is_why():
+    bert = next(a for a in architectures.ARCHITECTURES if a.name == "BERT")
+    model = bert.build()
+    model.train()
+    model.config.attention_probs_dropout_prob = 0.0
+    for module in model.modules():
+        if hasattr(module, "dropout_prob") or type(module).__name__.endswith("SelfAttention"):
+            module.dropout = nn.Dropout(0.0) if isinstance(getattr(module, "dropout", None), nn.Module) else 0.0
+    inputs, _ = bert.inputs("single")
+    trace = recorded_model(model, inputs)
+    with pytest.raises(UnsupportedModelError, match=r"In training mode dropout may be why: call model\.eval\(\)"):
+        contributions(trace, 0, 1)
+
+
 def test_only_some_layers_were_recorded():
     trace = recorded(Net(), X, layers=[1])
     c = contributions(trace, 0, 2)

@@ -14,6 +14,7 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,7 +49,7 @@ class Layer:
         name: the path of its module; ``path#1`` where that ran a second time.
         sites: the attention calls in it.
         place: where the trace has the hidden states that entered it.
-        next: the layer whose input is this one's output, as far as the trace tells; None for the last one.
+        number: counted from 0 in the order in which they ran.
     """
 
     name: str
@@ -287,7 +288,7 @@ class Replay:
         known = inspect.signature(module.forward).parameters
         quiet = {"use_cache": False} if "use_cache" in known else {}
         main = getattr(module, "main_input_name", "input_ids")
-        given = {name: self._element(x) for name, x in (self._given or {}).items()}
+        given = {name: self._element(x) for name, x in _by_name(self._given or {}, known).items()}
         if any(isinstance(x, Tensor) and x.is_floating_point() for x in given.values()):
             yield given | quiet  # pictures or sound, whose tokens have no ids
         if main in ids:
@@ -342,6 +343,17 @@ def _model_of(trace: Trace, model: nn.Module | None) -> nn.Module:
     return found
 
 
+def _by_name(given: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Arguments by name, those that the signature does not list among them."""
+    gathered = {name for name in given if name in known and known[name].kind is inspect.Parameter.VAR_KEYWORD}
+    listed = {name: x for name, x in given.items() if name not in gathered}
+    return listed | {name: x for several in gathered for name, x in given[several].items()}
+
+
+# The run of this thread: hooks on a module are called in the forwards of other threads as well.
+_RUN: ContextVar[Any] = ContextVar("saccade_replay", default=None)
+
+
 class _StoppedError(Exception):
     """The last layer that was wanted is through."""
 
@@ -362,17 +374,21 @@ class _Run(Change):
     def hooks(self) -> Iterator[None]:
         """The model's layers and attention calls are ours."""
         model = self.replay.model
-        with ExitStack() as stack, huggingface.LOCK:
+        with ExitStack() as stack:
+            stack.callback(_RUN.reset, _RUN.set(self))
             stack.enter_context(intervening(model, self))
-            for path in {layer.path for layer in self.replay.layers}:
-                module = model.get_submodule(path)
-                stack.callback(module.register_forward_pre_hook(self._enter(path), with_kwargs=True).remove)
-                stack.callback(module.register_forward_hook(self._leave).remove)
+            with huggingface.LOCK:
+                for path in {layer.path for layer in self.replay.layers}:
+                    module = model.get_submodule(path)
+                    stack.callback(module.register_forward_pre_hook(self._enter(path), with_kwargs=True).remove)
+                    stack.callback(module.register_forward_hook(self._leave).remove)
             yield
 
     def _enter(self, path: str) -> Any:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             del module
+            if _RUN.get() is not self:
+                return None
             times = self._entered[path]
             self._entered[path] += 1
             layer = self._layers.get(f"{path}#{times}" if times else path)
@@ -412,6 +428,8 @@ class _Run(Change):
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         del module, args
+        if _RUN.get() is not self:
+            return None
         layer = self._running.pop()
         if layer is None:
             return None
@@ -437,12 +455,14 @@ class _Run(Change):
             return
         was = self.replay.running_states(layer, after=True)
         off = (state[:, 0].cpu().float() - was.float()).norm(dim=-1) / was.float().norm(dim=-1)
-        if not bool((off <= TOLERANCE[state.dtype]).all()):
-            raise UnsupportedModelError(
-                f"{layer.name}: run with one token it gives another hidden state than in the recording (off by "
-                f"{float(off.max()):.2g} of its length), so it reads other tokens by more than its attention. It "
-                "cannot be taken apart"
-            )
+        if bool((off <= TOLERANCE[state.dtype]).all()):
+            return
+        hint = ". In training mode dropout may be why: call model.eval() first" if self.replay.model.training else ""
+        raise UnsupportedModelError(
+            f"{layer.name}: run with one token it gives another hidden state than in the recording (off by "
+            f"{float(off.max()):.2g} of its length), so it reads other tokens by more than its attention. It cannot be "
+            f"taken apart{hint}"
+        )
 
     def output(self, running: Running, problem: Problem, inputs: Inputs, output: Tensor) -> Tensor:
         """See `Change`: what attention gave when the model was recorded."""
