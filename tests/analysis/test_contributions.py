@@ -313,6 +313,44 @@ def test_a_model_that_is_gone_is_asked_for():
         contributions(trace, 0, 0)
 
 
+def test_t5_in_float16_has_bounds_that_nothing_reaches():
+    chosen = next(a for a in architectures.ARCHITECTURES if a.name == "T5")
+    model = chosen.build().half()
+    inputs, _ = chosen.inputs("single")
+    trace = recorded_model(model, inputs)
+    for site in trace[0]:
+        c = contributions(trace, site.name, 3)
+        assert off(c.parts.sum(0), c.after.float()) < 1e-2
+        assert c.part("attention").norm() > 1e-2
+
+
+def test_tokens_by_word_by_piece_and_by_number():
+    """Where the tokenizer cannot put its tokens together again, they are found by what they are called."""
+    import tiny_models
+
+    model = tiny_models.bert().eval()
+    tokenizer = tiny_models.tokenizer(framed=True)
+    ids = tokenizer("he left the roses by the bank . the bank", return_tensors="pt")
+    with torch.no_grad(), saccade.record(model, tokenizer, keep="qkv") as trace:
+        model(**ids)
+    named = {place: contributions(trace, 0, place).token for place in ("left", "bank:2", "rose", "[CLS]", -1)}
+    assert named == {"left": 2, "bank:2": 11, "rose": 4, "[CLS]": 0, -1: 12}
+    assert contributions(trace, 0, "bank:2").query == "bank:2"
+    with pytest.raises(ArgumentError, match=r"no 'sea' .* can be given by its number as well"):
+        contributions(trace, 0, "sea")
+
+
+@pytest.mark.parametrize("what", [None, "trace.zarr", Net])
+def test_what_is_no_trace_is_refused(what):
+    from saccade.analysis import alti, logit_lens, rollout
+
+    for ask in (rollout, alti, logit_lens, lambda x: contributions(x, 0, 0)):
+        with pytest.raises(
+            ArgumentError, match=r"trace is .*; expected what saccade\.record or saccade\.open_trace gives"
+        ):
+            ask(what)
+
+
 def test_other_threads_may_run_the_model():
     import threading
 

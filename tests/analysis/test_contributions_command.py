@@ -18,6 +18,7 @@ def test_command(run, model, tmp_path):
     assert sum(shares) == pytest.approx(100, abs=0.3)
     assert max(map(len, out.splitlines())) <= 80
 
+    assert run("contributions", TEXT, "--token=-1", "-m", model)[0] == 0
     code, out, _ = run("contributions", TEXT, "--token", 3, "-m", model, "--json")
     said = json.loads(out)
     assert (code, said["kind"], said["token"]) == (0, "Contributions", 3)
@@ -34,6 +35,8 @@ def test_command(run, model, tmp_path):
         (["--token", "river"], "there is no 'river'"),
         (["--token", "roses"], "is 2 tokens"),
         (["--token", "99"], "there are 11 tokens"),
+        (["--token=-12"], "there are 11 tokens"),
+        (["--token", "bank", "--layer", "x"], "--layer x: expected a number from 0"),
         (["--token", "the:3"], "occurs 2 times"),
         (["--token", "bank", "--layer", "3"], "has layers 0 to 2"),
         (["--token", "bank", "--out", "x.txt"], "the ending says the format"),

@@ -163,6 +163,21 @@ def test_a_long_text_in_linear_memory():
         rollout(trace)
 
 
+def test_rows_are_formed_in_chunks_that_do_not_grow_with_the_text(monkeypatch):
+    from saccade.analysis import flow as module
+
+    net, taken = Net(), []
+    trace = recorded(net, torch.randn(1, 300, 6))
+    whole = alti(trace, [7])
+    rows = module._ByDistance.rows
+    monkeypatch.setattr(module, "MOST_NUMBERS", 20_000)
+    monkeypatch.setattr(
+        module._ByDistance, "rows", lambda self, call, chunk: taken.append(len(chunk)) or rows(self, call, chunk)
+    )
+    torch.testing.assert_close(alti(trace, [7]).share, whole.share)
+    assert max(taken) <= 20_000 // (2 * 300)  # two heads' weights of a row, at least
+
+
 def test_encoder_and_decoder_are_asked_for_by_name():
     chosen = architecture("T5")
     model = chosen.build()

@@ -29,12 +29,35 @@ def test_the_terms_sum_to_the_logit(architecture):
     cap = getattr(model.config, "final_logit_softcapping", None)
     uncapped = logits if cap is None else torch.atanh(logits / cap) * cap
     found = logit_attribution(trace, 7, -1, against=9, batch=1)
-    total = found.heads.sum() + found.mlps.sum() + found.others.sum()
-    assert float(total) == pytest.approx(found.logit, abs=1e-5)
+    total = float(found.heads.sum() + found.mlps.sum()) + found.embedding + found.biases
+    assert total == pytest.approx(found.logit, abs=1e-5)
+    assert float(found.terms.sum()) == pytest.approx(found.logit, abs=1e-5)
+    assert found.capped == (cap is not None)
     assert found.logit == pytest.approx(float(uncapped[1, -1, 7] - uncapped[1, -1, 9]), abs=1e-4)
     assert found.heads.abs().max() > 1e-3
     one = logit_attribution(trace, 7, 3, batch=2)
     assert one.logit == pytest.approx(float(uncapped[2, 3, 7]), abs=1e-4)
+
+
+SCALED = [
+    ("CohereConfig", "CohereForCausalLM", {"logit_scale": 0.0625}),
+    ("GraniteConfig", "GraniteForCausalLM", {"logits_scaling": 8.0, "residual_multiplier": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("config", "kind", "options"), SCALED, ids=["Cohere", "Granite"])
+def test_logits_that_are_scaled(config, kind, options):
+    import transformers as tf
+
+    sizes = architectures._GROUPED | options
+    sizes = {name: size for name, size in sizes.items() if config != "CohereConfig" or name != "head_dim"}
+    model = random_biases(getattr(tf, kind)._from_config(getattr(tf, config)(**sizes)).eval())
+    with torch.no_grad(), saccade.record(model, keep="qkv") as trace:
+        logits = model(architectures.token_ids(1, 6), use_cache=False).logits
+    found = logit_attribution(trace, 7, 4, against=9)
+    assert found.logit == pytest.approx(float(logits[0, 4, 7] - logits[0, 4, 9]), abs=1e-5)
+    assert float(found.terms.sum()) == pytest.approx(found.logit, abs=1e-5)
+    assert not found.capped
 
 
 class WithoutHead(Change):
@@ -129,6 +152,9 @@ def test_names_pictures_and_what_does_not_fit(tmp_path):
     lens = logit_lens(trace, [3], tokenizer=tokenizer)
     assert lens.save(tmp_path / "lens.png") == found.save(tmp_path / "dla.svg") == []
     assert len(lens.words[0][0]) == 5
+    frame = found.to_frame()  # a whole table: nothing is left out of the sum
+    assert frame["terms"].sum() == pytest.approx(found.logit, abs=1e-5)
+    assert {"embedding", "biases", "layer 1 MLP", "layer 0 head 3"} <= set(frame["term"])
     for options, message in [
         ({"target": "roses", "tokenizer": tokenizer}, r"is 2 tokens \(rose ##s\); expected the text of one"),
         ({"target": "bank"}, "expected the id of a token, or with tokenizer= its text"),

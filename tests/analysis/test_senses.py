@@ -261,8 +261,8 @@ def test_a_tokenizer_that_keeps_case():
         (["the bank"], r"expected \{sense or None: \[sentence, ...\]\}"),
         ({None: "the bank"}, "of unknown sense: expected a list of strings"),
         ({None: ["the bank", 3]}, "expected a list of strings"),
-        ({None: ["the bank"]}, "there are 1 sentences; expected at least 2"),
-        ({}, "there are 0 sentences"),
+        ({None: ["the bank"]}, "there is 1 sentence; expected at least 2"),
+        ({}, "there is no sentence"),
         ({"a": ["the bank"], None: ["a bank"]}, "there is 1 sentence of the sense 'a'; expected at least 2"),
         ({"a": [], None: ["a bank", "the bank"]}, "there is no sentence of the sense 'a'"),
         ({"a": ["the bank", "a bank"], "b": ["he left", "bank"]}, "no 'bank' in 'he left'; its tokens are: .CLS. he"),
@@ -368,9 +368,9 @@ def test_no_line_is_wider_than_the_terminal(bank, width):
 
 def test_what_is_printed(bank):
     text = " ".join(printed(bank).split())
-    assert "layer 6 ████████████████ 100%" in text
+    assert "after 6 ████████████████ 100%" in text
     assert "(29% by chance)" in text
-    assert "After layer 6: nearest to river (.87), money close behind (.86), row close behind (.84)." in text
+    assert "After 6 layers: nearest to river (.87), money close behind (.86), row close behind (.84)." in text
     assert "?: by the bank" in text
     assert text.endswith("no proof that a model understands the sense.")
 
@@ -415,7 +415,7 @@ def test_command(run, model, tmp_path):
     file.write_text(FILE, encoding="utf-8")
     code, out, err = run("senses", "bank", file, "--model", model)
     assert (code, err) == (0, "")
-    assert "“bank” in tiny  money 2, river 2, 1 of unknown sense" in out
+    assert "“bank” in tiny  sentences: money 2, river 2, 1 of unknown sense" in out
     code, out, _ = run("senses", "bank", "-", "--model", model, "--json", stdin=FILE.encode())
     said = json.loads(out)
     assert (code, said["kind"], said["coordinates"]["sense"]) == (0, "Senses", ["money", "river"])
@@ -438,7 +438,7 @@ def test_a_question_mark_or_nothing_stands_for_an_unknown_sense():
         (b"# nothing\n\n", "holds no sentence"),
         (b"money\t \n", ":1: there is no sentence after the tab"),
         ("money\tdie Bänke".encode("latin-1"), "is not UTF-8 text: byte 11 is 0xe4"),
-        (b"the bank", "there are 1 sentences; expected at least 2"),
+        (b"the bank", "there is 1 sentence; expected at least 2"),
         (b"a\tthe bank\nhe left the bank", "there is 1 sentence of the sense 'a'"),
         (b"the bank\nhe left", "there is no 'bank' in 'he left'; its tokens are: [CLS] he left [SEP]"),
     ],

@@ -389,7 +389,7 @@ def encode(pretrained: Pretrained, text: str, *, truncate: bool = False) -> Enco
         if dropped and not truncate:
             raise ArgumentError(
                 f"the text is {count} tokens long; {pretrained.name} has positions for {limit}. "
-                "--truncate reads the beginning only"
+                "--truncate reads the beginning only (show, heads, record); else shorten it"
             )
         kept = _tokenize(tokenizer, text, truncation=True, max_length=limit) if dropped else whole
     if not kept["input_ids"]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from saccade.analysis.contributions import basis_of, lengths_of, linear_map
 from saccade.analysis.following import ATTENTION, COMPUTED, Following, Parts
 from saccade.analysis.places import Place, find_token, labels
-from saccade.analysis.replay import RESIDUAL, Layer, Plan, Replay
+from saccade.analysis.replay import RESIDUAL, Layer, Plan, Replay, checked_trace
 from saccade.analysis.result import Result
 from saccade.errors import ArgumentError, UnsupportedModelError
 from saccade.trace.blocks import kind_of_path
@@ -257,7 +257,7 @@ def _places(tokens: Sequence[Place] | None, known: Any, length: int, batch: int)
 
 def _calls(trace: Trace, entry: int, sites: Sequence[str | int] | None) -> list[Site]:
     """The self-attention calls, from the first layer to the last."""
-    found = trace[entry]
+    found = checked_trace(trace)[entry]
     if sites is not None:
         calls = [found[site] for site in sites]
     else:
@@ -351,7 +351,7 @@ class _ByDistance(_ByRows):
     def numbers(self, call: Site) -> int:
         """See `_ByRows`."""
         heads, width = call.shape[1], call.hidden.shape[-1]
-        return heads * call.value.shape[3] * width
+        return heads * (call.value.shape[3] * width + call.shape[3])
 
     def rows(self, call: Site, tokens: Tensor) -> Tensor:
         """See `_ByRows`."""
@@ -414,7 +414,7 @@ class _ByZeroing(_ByRows):
 
     def numbers(self, call: Site) -> int:
         """See `_ByRows`."""
-        return 8 * call.shape[2] * call.hidden.shape[-1]
+        return call.shape[3] * (8 * call.hidden.shape[-1] + 2 * call.shape[1] * call.value.shape[3])
 
     def rows(self, call: Site, tokens: Tensor) -> Tensor:
         """See `_ByRows`."""

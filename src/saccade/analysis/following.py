@@ -157,6 +157,11 @@ def _same(op: _Operation) -> Parts | None:
     return _each(op.of(0), lambda part: part)
 
 
+def _clamped(op: _Operation) -> Parts | None:
+    """Bounds that nothing has reached change nothing (T5 in float16)."""
+    return _same(op) if op.of(0) is not None and torch.equal(op.first, op.args[0]) else None
+
+
 def _expanded(op: _Operation) -> Parts | None:
     return _each(op.of(0), lambda part: _broadcast(part, op.first))
 
@@ -401,6 +406,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape, aten.unsqueeze, aten.squeeze), _reshaped),  # noqa: SLF001
     **dict.fromkeys((aten.clone, aten.alias, aten.detach, aten._to_copy, aten.contiguous), _same),  # noqa: SLF001
+    aten.clamp: _clamped,
     aten.expand: _expanded,
     aten.permute: _permuted,
     **dict.fromkeys((aten.transpose, aten.t), _transposed),

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saccade.analysis.following import ATTENTION, BIAS, COMPUTED, CONSTANT, Following, Parts
+from saccade.analysis.following import ATTENTION, BIAS, COMPUTED, CONSTANT, Following
 from saccade.analysis.places import Place, find_token, labels
 from saccade.analysis.replay import RESIDUAL, Layer, Plan, Replay
 from saccade.analysis.result import Result
@@ -31,9 +31,9 @@ from saccade.views.units import printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EMBEDDING, OTHER = "embedding", "biases"
+EMBEDDING, BIASES = "embedding", "biases"
 MOST_PREDICTED = 32
-MOST_BARS = 24
+MOST_NAMED = 24  # tokens whose predictions are written into the picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,9 @@ class LogitLens(Result):
     tokens: list[str]
 
     SIZE = (9.0, 4.5)
+    CAVEAT: ClassVar[str] = (
+        "Only the last layer was trained to be read so; early ones may mislead (Belrose et al. 2023)."
+    )
 
     def coordinates(self) -> dict[str, Any]:
         """Tokens by their labels."""
@@ -69,15 +72,15 @@ class LogitLens(Result):
     def draw(self, axis: Axes) -> None:
         """The likeliest next token of each layer and token, and how likely it is."""
         best = self.probability[..., 0]
-        image = axis.imshow(best.numpy(), cmap=drawing.pale(), vmin=0, vmax=1, aspect="auto")
+        image = axis.imshow(best.numpy(), cmap=drawing.pale(), vmin=0, vmax=float(best.max()), aspect="auto")
         drawing.name_cells(axis, self.tokens, [str(layer) for layer in range(len(best))])
         axis.set_xlabel("after reading", fontsize=8)
         axis.set_ylabel("entering layer", fontsize=8)
-        if len(self.tokens) <= MOST_BARS:
+        if len(self.tokens) <= MOST_NAMED:
             for layer, row in enumerate(self.words):
                 for token, words in enumerate(row):
-                    ink = "white" if best[layer, token] > 0.6 else "black"  # noqa: PLR2004  where white reads better
-                    axis.text(token, layer, drawing.short(words[0]), ha="center", va="center", fontsize=6, color=ink)
+                    ink = "white" if best[layer, token] > 0.5 * best.max() else "black"
+                    axis.text(token, layer, drawing.short(words[0]), ha="center", va="center", fontsize=7, color=ink)
         axis.set_title("What each layer would predict next", fontsize=9)
         drawing.colour_bar(axis, image, "probability")
 
@@ -87,19 +90,27 @@ class LogitAttribution(Result):
     """What a logit is made of.
 
     Attributes:
+        terms: all of them, which sum to the logit: each head, each MLP, the embedding, and all biases.
         heads: ``(L, H)``, what each head adds to it.
         mlps: ``(L,)``, what each MLP adds, and whatever else is computed in its layer.
-        others: ``(2,)``: what the embedding adds, and all biases.
-        logit: the logit, or the difference of two, which the terms sum to; before logits are capped, where they are.
+        embedding: what the embedding adds.
+        biases: what all biases add.
+        logit: the logit, or the difference of two.
+        capped: whether the model caps its logits after that; the terms are those of the logit before.
         target: whose logit.
         against: minus whose; None if it is one logit.
         token: label of the token after which it is predicted.
     """
 
+    CAVEAT: ClassVar[str] = "Terms are not causes: without one, the others would change (McGrath et al. 2023)."
+
+    terms: Float[Tensor, "term"]
     heads: Float[Tensor, "layer head"]
     mlps: Float[Tensor, "layer"]
-    others: Float[Tensor, "term"]
+    embedding: float
+    biases: float
     logit: float
+    capped: bool
     target: str
     against: str | None
     token: str
@@ -107,12 +118,15 @@ class LogitAttribution(Result):
     SIZE = (7.0, 4.5)
 
     def coordinates(self) -> dict[str, Any]:
-        """The other terms by name."""
-        return {"term": [EMBEDDING, OTHER]}
+        """The terms by name."""
+        layers, heads = self.heads.shape
+        named = [f"layer {layer} head {head}" for layer in range(layers) for head in range(heads)]
+        return {"term": [*named, *(f"layer {layer} MLP" for layer in range(layers)), EMBEDDING, BIASES]}
 
     def about(self) -> dict[str, Any]:
-        """Which logit."""
-        return {"logit": self.logit, "target": self.target, "against": self.against, "token": self.token}
+        """Which logit, and its terms that are of no layer."""
+        names = ("logit", "capped", "target", "against", "token", "embedding", "biases")
+        return {name: getattr(self, name) for name in names}
 
     def draw(self, axis: Axes) -> None:
         """Heads as a map, the MLPs beside them."""
@@ -122,7 +136,8 @@ class LogitAttribution(Result):
         heads = self.heads.shape[1]
         drawing.name_cells(axis, [*map(str, range(heads)), "MLP"], [str(layer) for layer in range(len(both))])
         axis.axvline(heads - 0.5, color="#555555", linewidth=0.6)
-        axis.set_xlabel("head", fontsize=8)
+        rest = f"embedding {self.embedding:+.2f}, biases {self.biases:+.2f}, in all {self.logit:+.2f}"
+        axis.set_xlabel(f"head\n{rest}", fontsize=8)
         axis.set_ylabel("layer", fontsize=8)
         than = f" rather than “{drawing.short(self.against)}”" if self.against is not None else ""
         axis.set_title(f"What predicts “{drawing.short(self.target)}”{than}", fontsize=9)
@@ -213,16 +228,19 @@ def logit_attribution(
     call = replay.site(replay.layers[-1].sites[0])
     position = find_token(token, call.known_tokens, call.shape[2], batch)
     terms = _Terms(replay)
-    logits, parts = terms.of_logits(position)
+    logits, parts, capped = terms.of_logits(position)
     ids = [_id(tokenizer, name, len(logits)) for name in (target, against) if name is not None]
     sign = torch.tensor([1.0, -1.0])[: len(ids)]
     total = (logits[ids] * sign).sum()
     heads, mlps, others = terms.sorted((parts[:, ids] * sign).sum(-1))
     return LogitAttribution(
+        terms=torch.cat([heads.flatten(), mlps, others]),
         heads=heads,
         mlps=mlps,
-        others=others,
+        embedding=float(others[0]),
+        biases=float(others[1]),
         logit=float(total),
+        capped=capped,
         target=_word(tokenizer, ids[0]),
         against=None if against is None else _word(tokenizer, ids[1]),
         token=labels(call.known_tokens, call.shape[2], batch)[position],
@@ -294,7 +312,6 @@ class _Terms(Plan):
         self.replay = replay
         self.heads = [replay.site(layer.sites[0]).shape[1] for layer in replay.layers]
         self._stack = torch.empty(0)
-        self._logits: tuple[Tensor, Parts] | None = None
 
     def follows(self, layer: Layer) -> bool:
         """See `Plan`."""
@@ -325,30 +342,26 @@ class _Terms(Plan):
         self._stack = torch.cat([parts[RESIDUAL], attended[0], parts.get(COMPUTED, zero), constants])
         following.begin(state, {RESIDUAL: self._stack})
 
-    def of_logits(self, position: int) -> tuple[Tensor, Tensor]:
-        """The logits ``(V,)`` before they are capped, if they are, and their terms ``(K, V)``."""
-
-        def note(module: nn.Module, args: Any, output: Tensor) -> None:
-            del module, args
-            self._logits = output, self._following.parts(output) or {}
-
-        hook = _head(self.replay.model).register_forward_hook(note)
+    def of_logits(self, position: int) -> tuple[Tensor, Tensor, bool]:
+        """The logits ``(V,)``, their terms ``(K, V)``, and whether the model caps the logits after these."""
+        model, following = self.replay.model, Following()
+        matrix: list[Tensor] = []  # what the output matrix gave: a bounded function of it has no terms
+        hook = _head(model).register_forward_hook(lambda _module, _args, output: matrix.append(output))
         try:
-            self._following = Following()
-            self.replay.run(torch.tensor([position]), self, following=self._following)
+            output = self.replay.run(torch.tensor([position]), self, following=following)
         finally:
             hook.remove()
-        assert self._logits is not None
-        logits, parts = self._logits
-        if RESIDUAL not in parts:
-            raise UnsupportedModelError(
-                f"{type(self.replay.model).__name__}: what leaves its last layer cannot be followed to the logits"
-            )
-        terms = parts.pop(RESIDUAL)
-        # Biases of the model's end join those of the layers.
-        biases = sum((part.sum(0, keepdim=True) for part in parts.values()), torch.zeros_like(terms[:1]))
-        terms = torch.cat([terms[:-1], terms[-1:] + biases]).flatten(1)
-        return logits.flatten().float().cpu(), terms.float().cpu()
+        for logits in (output.logits, *matrix[-1:]):
+            parts = dict(following.parts(logits) or {})
+            if RESIDUAL in parts:
+                terms = parts.pop(RESIDUAL)
+                # Biases of the model's end join those of the layers.
+                biases = sum((part.sum(0, keepdim=True) for part in parts.values()), torch.zeros_like(terms[:1]))
+                terms = torch.cat([terms[:-1], terms[-1:] + biases]).flatten(1)
+                return logits.flatten().float().cpu(), terms.float().cpu(), logits is not output.logits
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: what leaves its last layer cannot be followed to the logits"
+        )
 
     def sorted(self, terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The terms ``(K,)`` by heads ``(L, H)``, MLPs ``(L,)``, and the embedding and all biases ``(2,)``."""

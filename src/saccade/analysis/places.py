@@ -46,15 +46,23 @@ def word_tokens(word: str, tokens: Tokens | None, batch: int = 0) -> range:
     """
     if tokens is None or tokens.texts is None:
         raise ArgumentError(f"token = {word!r}: the texts are not known; record with a tokenizer, or give a position")
-    texts = tokens.texts
-    spans = list(zip(texts.start[batch].tolist(), texts.stop[batch].tolist(), strict=True))
     said, number = _numbered(word)
-    found = find_word([said], texts.text[batch], spans, texts.special[batch].tolist())
+    found = _occurrences(said, tokens, batch)
     if not found:
-        raise not_found(said, texts.text[batch], tokens.labels(batch))
+        missing = not_found(said, tokens.texts.text[batch], tokens.labels(batch))
+        raise ArgumentError(f"{missing}. A token can be given by its number as well, from 0")
     if number > len(found):
         raise ArgumentError(f"token = {word!r}: {said!r} occurs {len(found)} times")
     return found[number - 1]
+
+
+def _occurrences(said: str, tokens: Tokens, batch: int) -> list[range]:
+    """Where a word stands in the text; or, if it does not, the tokens that are called so: a subword, [CLS]."""
+    texts = tokens.texts
+    assert texts is not None
+    spans = list(zip(texts.start[batch].tolist(), texts.stop[batch].tolist(), strict=True))
+    found = find_word([said], texts.text[batch], spans, texts.special[batch].tolist())
+    return found or [range(i, i + 1) for i, label in enumerate(tokens.labels(batch)) if label.strip() == said]
 
 
 def _numbered(word: str) -> tuple[str, int]:

@@ -126,8 +126,8 @@ class Replay:
         batch: int = 0,
         inputs: Mapping[str, Any] | None = None,
     ) -> None:
+        self.trace = checked_trace(trace)
         self.model = _model_of(trace, model)
-        self.trace = trace
         self.entry: Entry = trace[entry]
         self.batch = batch
         self.running = self.elements = torch.empty(0, dtype=torch.int64)
@@ -326,6 +326,20 @@ class Replay:
         if not isinstance(x, Tensor) or not x.dim() or len(x) != size:
             return x
         return x[self.elements.to(x.device)]
+
+
+def checked_trace(trace: Any) -> Trace:
+    """A trace.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    if not isinstance(trace, Trace):
+        raise ArgumentError(
+            f"trace is {type(trace).__name__}; expected what saccade.record or saccade.open_trace gives: "
+            'with saccade.record(model, tokenizer, keep="qkv") as trace: model(**inputs)'
+        )
+    return trace
 
 
 def _model_of(trace: Trace, model: nn.Module | None) -> nn.Module:

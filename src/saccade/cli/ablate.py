@@ -85,7 +85,10 @@ def _check(what: str, word: str | None, logit: str | None) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in content(str(path)).splitlines() if line.strip()]
+    lines = [line for line in content(str(path)).splitlines() if line.strip()]
+    if not lines:
+        raise errors.ArgumentError(f"--reference {path} holds no text; expected one a line")
+    return lines
 
 
 def _load(model: str | None, *, head: bool) -> Pretrained:

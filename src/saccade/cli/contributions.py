@@ -23,6 +23,7 @@ EXAMPLES = """Examples:
   saccade contributions "She opened a bank account." --token bank --layer 0 --out bank.png
 """
 ROWS, BAR = 12, 24
+LEAST = 0.01  # of the longest contribution, of those that are listed
 
 
 @app.command(epilog=EXAMPLES.replace("\n\n", "\n\n\b\n", 1))
@@ -33,9 +34,10 @@ def contributions(
     ] = None,
     file: TextFile = None,
     token: Annotated[
-        str | None, typer.Option(help="A word of one token, as bank or bank:2, or a token's number.")
+        str | None,
+        typer.Option(help="A word of one token, as bank or bank:2 (the second), or a token's number."),
     ] = None,
-    layer: Annotated[int, typer.Option(help="The layer's number, from 0.")] = 0,
+    layer: Annotated[str, typer.Option(help="The layer's number, from 0.")] = "0",
     model: ModelName = None,
     out: OutFile = None,
     as_json: AsJson = False,
@@ -45,8 +47,10 @@ def contributions(
         raise errors.ArgumentError("expected --token WORD, the token that was moved")
     check_doors(out, as_json=as_json)
     said = read_text(text, file)
-    found = _take_apart(said, token, layer, model)
-    give(found, out, lambda console: _print(console, found, layer), as_json=as_json)
+    if not layer.isdecimal():
+        raise errors.ArgumentError(f"--layer {layer}: expected a number from 0")
+    found = _take_apart(said, token, int(layer), model)
+    give(found, out, lambda console: _print(console, found, int(layer)), as_json=as_json)
 
 
 def _take_apart(text: str, token: str, layer: int, model: str | None) -> Contributions:
@@ -67,7 +71,7 @@ def _take_apart(text: str, token: str, layer: int, model: str | None) -> Contrib
         sites = trace[0].sites
         if not 0 <= layer < len(sites):
             raise errors.ArgumentError(f"--layer {layer}: {loaded.name} has layers 0 to {len(sites) - 1}")
-        return take_apart(trace, layer, int(token) if token.isdecimal() else token)
+        return take_apart(trace, layer, int(token) if token.removeprefix("-").isdecimal() else token)
 
 
 def _print(console: Console, found: Contributions, layer: int) -> None:
@@ -80,8 +84,8 @@ def _print(console: Console, found: Contributions, layer: int) -> None:
     after = found.after / found.after.norm()
     page.pair(f"What made “{printable(found.query)}” in layer {layer}", found.site)
     page.prose(
-        "The vector that leaves the layer is the sum of these parts. Its length, and how far each goes along its "
-        "direction: the shares sum to 100%."
+        "The vector that leaves the layer is the sum of these parts. Share: how much of its length each makes up. "
+        "Shares sum to 100%; one below 0 points the other way, and the others make up for it."
     )
     shares = (found.parts @ after) / found.after.norm()
     for name, part, share in zip(found.part_names, found.parts, shares.tolist(), strict=True):
@@ -89,7 +93,8 @@ def _print(console: Console, found: Contributions, layer: int) -> None:
     page.title("What attention brought", "the strongest, by length")
     page.line(("head  from          length   weight", DIM))
     heads, keys = found.norm.shape
-    for place in found.norm.flatten().topk(min(ROWS, heads * keys)).indices.tolist():
+    strongest = found.norm.flatten().topk(min(ROWS, heads * keys))
+    for place in strongest.indices[strongest.values > strongest.values[0] * LEAST].tolist():
         head, key = place // keys, place % keys
         length, weight = float(found.norm[head, key]), float(found.weight[head, key])
         bar = "█" * round(BAR * length / float(found.norm.max()))

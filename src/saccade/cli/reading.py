@@ -78,7 +78,7 @@ def numbers(what: str, value: str | None) -> list[int] | None:
     for part in value.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise errors.ArgumentError(f"--{what} {value}: expected numbers and ranges from 0, as 0,3-5")
+            raise errors.ArgumentError(f"--{what} {value or repr(value)}: expected numbers and ranges from 0, as 0,3-5")
         found += range(int(first), int(last if dash else first) + 1)
     return found
 

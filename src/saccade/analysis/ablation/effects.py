@@ -133,10 +133,10 @@ class Logit(Effect):
             raise ArgumentError(f"which token {self.token!r} is needs a tokenizer: give its number instead")
         ids = reading.tokenizer(self.token, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == reading.tokenizer.unk_token_id:
-            pieces = reading.tokenizer.convert_ids_to_tokens(ids)
+            pieces = " ".join(reading.tokenizer.convert_ids_to_tokens(ids))
             raise ArgumentError(
-                f"{self.token!r} is not one token of {reading.name} but {pieces}; expected one, written as it stands "
-                "in a text"
+                f"{self.token!r} is not one token that {reading.name} knows, but {pieces}; expected one, written as it "
+                "stands in a text, or its number"
             )
         return int(ids[0])
 
@@ -212,7 +212,7 @@ class Custom(Effect):
             found = self.function(outputs, rows)
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             if shape != (rows,):
-                raise ShapeError(f"effect returned {shape} for {rows} rows; expected a tensor ({rows},)")
+                raise ShapeError(f"effect returned {shape}; expected a number for each row, a tensor ({rows},)")
             return {VALUE: found}
 
         return checked

@@ -116,8 +116,10 @@ def read(model: Any, text: Text, tokenizer: Any, options: Mapping[str, Any]) -> 
     if not isinstance(module, nn.Module):
         raise ArgumentError(f"model is {type(module).__name__}; expected a Pretrained or a torch.nn.Module")
     name = loaded.name if loaded is not None else type(module).__name__
-    if module.training:
-        raise ArgumentError(f"{name} is in training mode, and dropout would be taken for an effect: call model.eval()")
+    if any(part.training for part in module.modules()):
+        raise ArgumentError(
+            f"{name} is in training mode, or a part of it, and dropout would be taken for an effect: call model.eval()"
+        )
     options = _accepted(module) | dict(options)
     if isinstance(text, str):
         if loaded is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saccade.adapters.observation import Call, Running, check_complete, watching
-from saccade.adapters.pretrained import Pretrained, wrap
+from saccade.adapters.pretrained import Pretrained, load, wrap
 from saccade.analysis.result import Result
 from saccade.analysis.roles.reading import Batch, Untold, random_repeats, reading_of_site, text_batches
 from saccade.analysis.roles.scoring import HABITS, ROLES, Reading, Scoring, Tally
@@ -197,8 +198,8 @@ def heads(
     shares of the whole row, the sink's included. Memory is O(N).
 
     Args:
-        model: a `Pretrained`, a model of Hugging Face, or a trace that was recorded with ``keep="qk"``, whose entries
-            are taken together.
+        model: a name or folder, None for the packaged model, a `Pretrained`, a model of Hugging Face, or a trace that
+            was recorded with ``keep="qk"``, whose entries are taken together.
         text: one text or several; None for repeated random tokens. Not with a trace.
         tokenizer: of a model of Hugging Face; needed to read a text.
         patterns: more roles: a mask of `saccade.masks` by name. They are made for padded batches: where texts differ
@@ -222,7 +223,7 @@ def heads(
         if text is not None:
             raise ArgumentError("a trace holds its own texts: expected text=None")
         return _of_trace(model, asked)
-    reader = model if isinstance(model, Pretrained) else wrap(model, Untold() if tokenizer is None else tokenizer)
+    reader = _reader(model, tokenizer)
     random = random_repeats(reader, length, repeats, seed)
     said = f"repeated random tokens ({repeats} × {random.length}, each twice in a row, seed {seed})"
     if text is None:
@@ -232,6 +233,15 @@ def heads(
     count = sum(len(one.reading.ids) for one in texts)
     read = f"{count} text{'s' * (count > 1)} of {tokens:,} tokens; duplicate and induction by {said}"
     return score_batches(reader, texts, random.batch, asked, read)
+
+
+def _reader(model: Any, tokenizer: Any) -> Pretrained:
+    """The model with its tokenizer; without one, only random tokens can be read."""
+    if isinstance(model, Pretrained):
+        return model
+    if model is None or isinstance(model, str | Path):
+        return load(None if model is None else str(model))
+    return wrap(model, Untold() if tokenizer is None else tokenizer)
 
 
 def _check_numbers(**given: int) -> None:

@@ -69,7 +69,9 @@ def _map(page: Page, roles: HeadRoles) -> None:
                 line.append(*page.cell(share, _sign(page, signs.get(role, "·"), share)))
             page.line(line)
     used = [role for role in roles.scores if (strongest == role).any()]
-    page.prose(", ".join(f"{signs[role]} {role}" for role in used) + ("; " * bool(used)) + "· none stands out")
+    legend = ", ".join([*(f"{signs[role]} {role}" for role in used), "· none stands out"])
+    how = "brighter: more of the weight" if page.colours else "a capital: at least half of the weight"
+    page.prose(f"{legend}; {how}")
 
 
 def _sign(page: Page, letter: str, share: float) -> str:

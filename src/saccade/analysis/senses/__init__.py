@@ -368,7 +368,7 @@ def _checked(sentences: Mapping[str | None, Sequence[str]]) -> Iterator[tuple[st
         _check_sense(sense, texts)
     times = Counter(text.strip() for texts in sentences.values() for text in texts)
     if times.total() < FEWEST:
-        raise ArgumentError(f"there are {times.total()} sentences; expected at least {FEWEST}, to compare them")
+        raise ArgumentError(f"there is {times.total() or 'no'} sentence; expected at least {FEWEST}, to compare them")
     if twice := [text for text, count in times.items() if count > 1]:
         raise ArgumentError(f"{twice[0]!r} is given twice; it would be its own nearest neighbour")
     for sense, texts in sentences.items():

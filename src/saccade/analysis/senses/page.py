@@ -13,10 +13,11 @@ from saccade.views.labels import fit
 from saccade.views.terminal import BOLD, DIM, Page
 
 BAR = 16  # cells
+ROW = 10  # cells of a row's label
 NAME = 10  # cells of a sense's name
 SHOWN = 4  # sentences of unknown sense that are shown by layer
 ROWS = 24  # neighbours that are listed
-MOVER = 23  # cells of what moved it
+MOVER = 35  # cells of what moved it
 CLOSE = 0.05  # of cosine, behind the nearest
 
 
@@ -24,11 +25,12 @@ def render(console: Console, found: Senses) -> None:
     """Print what was found."""
     page = Page(console)
     counts = [f"{found.senses[i]} {count}" for i, count in enumerate(_sentences_by_sense(found))]
-    unknown = f", {len(found.unknown)} of unknown sense" if found.unknown else ""
-    page.pair(f"“{found.word}” in {found.model}", f"{', '.join(counts) or 'no sense given'}{unknown}")
+    unknown = sum(sentence.sense is None for sentence in found.sentences)
+    said = ", ".join([*counts, *([f"{unknown} of unknown sense"] if unknown else [])])
+    page.pair(f"“{found.word}” in {found.model}", f"sentences: {said}")
     page.prose(
-        "Layer 0 is what enters the first layer. Similarity is the cosine of vectors less their layer’s mean: 1 is the "
-        "same direction, 0 unrelated."
+        "After 0 layers is what enters the first one. Similarity is the cosine of vectors less the mean of all tokens "
+        "there: 1 is the same direction, 0 unrelated."
     )
     if found.accuracy is not None:
         _accuracy(page, found)
@@ -44,6 +46,11 @@ def render(console: Console, found: Senses) -> None:
     page.prose(CAVEAT)
 
 
+def _row(layers: int) -> str:
+    """The label of a row, `ROW` cells."""
+    return f"{f'after {layers}':<{ROW}}"
+
+
 def _sentences_by_sense(found: Senses) -> list[int]:
     return [sum(sentence.sense == sense for sentence in found.sentences) for sense in found.senses]
 
@@ -56,15 +63,14 @@ def _accuracy(page: Page, found: Senses) -> None:
     page.title("Are the senses told apart?")
     page.prose(
         f"How often is the most similar “{found.word}” elsewhere of the same sense ({found.chance:.0%} by chance)? "
-        "Beside it, how similar two are, on average."
+        "Beside it, how similar two of one sense are on average, and two of different ones."
     )
-    page.line(" " * 9, (f"{'nearest of same sense':<{BAR + 5}}{'two of one sense':>18}{'of two':>9}", DIM))
+    room = min(BAR, page.width - ROW - 25)
+    page.line(" " * (ROW + room), (" nearest  of one  of two", DIM))
     for layer, accuracy in enumerate(found.accuracy.tolist()):
-        bar = "█" * round(accuracy * BAR)
-        page.line(
-            f"layer {layer:<3}{bar:<{BAR}} {accuracy:4.0%}"
-            f"{_number(float(found.within[layer])):>14}{_number(float(found.between[layer])):>9}"
-        )
+        bar = "█" * round(accuracy * room)
+        within, between = (_number(float(cosine[layer])) for cosine in (found.within, found.between))
+        page.line(f"{_row(layer)}{bar:<{room}}{accuracy:8.0%}{within:>8}{between:>8}")
 
 
 def _unknown(page: Page, found: Senses, occurrence: int) -> None:
@@ -73,11 +79,11 @@ def _unknown(page: Page, found: Senses, occurrence: int) -> None:
     near = found.similarity[:, occurrence]
     page.title(f"Which sense is nearest? “{_shown(found, occurrence)}”")
     page.prose("Similarity to the mean of each sense’s vectors; the nearest is marked *.")
-    kept = max(1, (page.width - 9) // (NAME + 2))
-    page.line(" " * 9, ("  ".join(fit(sense, NAME, right=True) for sense in found.senses[:kept]), DIM))
+    kept = max(1, (page.width - ROW) // (NAME + 2))
+    page.line(" " * ROW, ("  ".join(fit(sense, NAME, right=True) for sense in found.senses[:kept]), DIM))
     for layer, row in enumerate(near.tolist()):
-        page.line(f"layer {layer:<3}", *_marked(row, kept))
-    said = f"After layer {len(near) - 1}: {verdict(found.senses, near[-1].tolist())}."
+        page.line(_row(layer), *_marked(row, kept))
+    said = f"After {len(near) - 1} layers: {verdict(found.senses, near[-1].tolist())}."
     page.lines(Text(said, BOLD).wrap(page.console, page.width))
 
 
@@ -110,7 +116,7 @@ def verdict(names: tuple[str, ...], near: list[float]) -> str:
 
 def _neighbours(page: Page, found: Senses) -> None:
     """The nearest neighbour of each occurrence at the last layer."""
-    page.title(f"Nearest neighbours after layer {len(found.cosine) - 1}")
+    page.title(f"Nearest neighbours after {len(found.cosine) - 1} layers")
     page.prose("For each the most similar one in another sentence; ! marks another sense.")
     place = torch.tensor([occurrence.sentence for occurrence in found.occurrences])
     cosine = found.cosine[-1].masked_fill(place[:, None] == place, -torch.inf)
@@ -128,15 +134,16 @@ def _movers(page: Page, found: Senses) -> None:
     """Which head, reading which word, moved each occurrence most towards its sense."""
     page.title("What moved it most?")
     page.prose(
-        "The heads whose reading of another word moved it furthest towards its sense (of an unknown one, the nearest): "
-        "that word, layer and head, and how far."
+        "The head whose reading of another word moved it furthest towards its sense (of an unknown one, the nearest): "
+        "that word, layer and head, both counted from 0, and how far."
     )
-    room = page.width - 2 * (MOVER + 1)
+    room = page.width - MOVER
     for i, moved in list(enumerate(found.moved_most))[:ROWS]:
         said = [
-            f"{fit(mover.word, 11)} {f'{mover.layer}.{mover.head}':>5} {_number(mover.along):>5}" for mover in moved
+            f" {fit(mover.word, 11)} {f'layer {mover.layer} head {mover.head}':>16} {_number(mover.along):>5}"
+            for mover in moved[:1]
         ]
-        page.line(fit(f"{found.sense_of(i) or UNKNOWN}: {found.snippet(i)}", room), *(" " + one for one in said[:2]))
+        page.line(fit(f"{found.sense_of(i) or UNKNOWN}: {found.snippet(i)}", room), *said)
     if len(found.moved_most) > ROWS:
         page.prose(f"{len(found.moved_most) - ROWS} more; --json has all.")
 
