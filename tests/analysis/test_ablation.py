@@ -505,7 +505,7 @@ def test_bad_texts_and_models(bert, gpt2):
     partly = copy.deepcopy(bert.model)
     partly.encoder.layer[0].train()
     with pytest.raises(ArgumentError, match="in training mode, or a part of it"):
-        ablate(partly, {"input_ids": torch.tensor([[3, 4]])}, effect=lambda outputs, rows: torch.zeros(rows))
+        ablate(partly, {"input_ids": torch.tensor([[3, 4]])}, effect=last)
     with pytest.raises(ArgumentError, match="training mode"):
         ablate(Net(), {"x": X}, effect=last)
     with pytest.raises(ArgumentError, match="expected a Pretrained or a torch"):
