@@ -101,9 +101,9 @@ def taking_apart(effort: Effort) -> Section:
     progress("contributions: to one token")
     taken = median_of(lambda: contributions(trace, 1, tokens // 2))
     return Section(
+        "",
         f"The contributions of all keys in {tokens:,} tokens to one token, 12 heads of width 64: {taken:.2f} s (target "
         f"{SECONDS}), after the recording.",
-        "",
     )
 
 
@@ -131,10 +131,10 @@ def senses(effort: Effort) -> Section:
             seconds[name].append(time.perf_counter() - start)
     whole, alone = (statistics.median(seconds[name]) for name in ("senses", "imports"))
     return Section(
+        "",
         f"`saccade senses bank`, 16 sentences: {whole:.1f} s from start to end (target {SENSES}). A process that only "
         f"imports PyTorch and the classes of transformers that it needs takes {alone:.1f} s; what remains for reading "
         f"the model, the sentences, and what moved each word is {whole - alone:.1f} s.",
-        "",
     )
 
 

@@ -197,7 +197,6 @@ class _TakeApart(Plan):
 
     def __init__(self, layer: Layer, site: str) -> None:
         self.layer, self.site = layer, site
-        self.given: Tensor | None = None
         self.after: Tensor | None = None
         self.parts: Parts = {}
 
@@ -207,10 +206,7 @@ class _TakeApart(Plan):
 
     def attention(self, layer: Layer, site: str, output: Tensor) -> Tensor:
         """See `Plan`."""
-        if site != self.site:
-            return super().attention(layer, site, output)
-        self.given = output[0, :, 0]
-        return basis_of(output)
+        return basis_of(output) if site == self.site else super().attention(layer, site, output)
 
     def left(self, layer: Layer, state: Tensor, following: Following) -> None:
         """See `Plan`."""
@@ -242,9 +238,8 @@ def linear_map(parts: Parts, site: str, heads: int) -> Tensor:
 
 
 def _assembled(replay: Replay, call: Any, position: int, taken: _TakeApart) -> Contributions:
-    assert taken.given is not None
     assert taken.after is not None
-    batch, heads = replay.batch, len(taken.given)
+    batch, heads = replay.batch, call.shape[1]
     mapped = linear_map(taken.parts, call.name, heads).cpu()
     weight = replay.weights(call.name)[:, 0].to(mapped).cpu()
     value = call.value[batch].to(mapped).cpu()
