@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-for folder in ("", "adapters", "trace"):
+for folder in ("", "adapters", "analysis", "trace"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 

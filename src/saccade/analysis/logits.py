@@ -75,7 +75,7 @@ class LogitLens(Result):
         image = axis.imshow(best.numpy(), cmap=drawing.pale(), vmin=0, vmax=float(best.max()), aspect="auto")
         drawing.name_cells(axis, self.tokens, [str(layer) for layer in range(len(best))])
         axis.set_xlabel("after reading", fontsize=8)
-        axis.set_ylabel("entering layer", fontsize=8)
+        axis.set_ylabel("layers passed", fontsize=8)
         if len(self.tokens) <= MOST_NAMED:
             for layer, row in enumerate(self.words):
                 for token, words in enumerate(row):
