@@ -313,6 +313,15 @@ def test_a_model_that_is_gone_is_asked_for():
         contributions(trace, 0, 0)
 
 
+def test_padding_is_no_token():
+    bert = next(a for a in architectures.ARCHITECTURES if a.name == "BERT")
+    model = bert.build()
+    trace = recorded_model(model, bert.inputs("right")[0])
+    with pytest.raises(ArgumentError, match="token = -1 is padding"):
+        contributions(trace, 0, -1, batch=1)
+    assert contributions(trace, 0, -1, batch=0).token == architectures.TOKENS - 1
+
+
 def test_t5_in_float16_has_bounds_that_nothing_reaches():
     chosen = next(a for a in architectures.ARCHITECTURES if a.name == "T5")
     model = chosen.build().half()

@@ -55,7 +55,7 @@ def test_rollout_is_the_product_of_the_patterns_with_the_residual(run):
     patterns = [site.pattern.dense()[1].double().mean(0) for site in trace[0]]
     eye = torch.eye(len(patterns[0])).double()
     check(rollout(trace, batch=1), [scaled(pattern + eye) for pattern in patterns])
-    check(rollout(trace, [3, -1], batch=1), [scaled(pattern + eye) for pattern in patterns])
+    check(rollout(trace, [3, -5], batch=1), [scaled(pattern + eye) for pattern in patterns])
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-OSS", "Gemma 2"])  # their blocks end in the layer's output

@@ -156,7 +156,8 @@ def logit_lens(
 ) -> LogitLens:
     """What a causal language model would predict from the hidden states of each layer.
 
-    O(L N) tokens run through the model, each by itself; O(N V) memory for a vocabulary of V.
+    O(L N) states through the model's end, and one token through its layers for each of them; O(N V) memory for a
+    vocabulary of V.
 
     Args:
         trace: of a model with its output matrix, with hidden states and ``keep="qkv"``.
@@ -181,19 +182,25 @@ def logit_lens(
     positions = torch.tensor(places)
     states = [replay.state(layer, positions) for layer in replay.layers]
     states.append(replay.state(replay.layers[-1], positions, after=True))
-    found = [_Lens(replay, state).logits(positions) for state in states]
-    best = found[-1].argmax(-1, keepdim=True)
-    chances = [logits.log_softmax(-1).exp() for logits in found]
-    tops = [logits.topk(top) for logits in found]
-    predicted = torch.stack([x.indices for x in tops])
+    lens = _Lens(replay)
+    best = lens.logits(states[-1]).argmax(-1, keepdim=True)
+    found = [_likeliest(lens.logits(state), top, best) for state in states]
+    logit, predicted, probability, final = (torch.stack(part) for part in zip(*found, strict=True))
     return LogitLens(
-        probability=torch.stack([p.gather(-1, x.indices) for p, x in zip(chances, tops, strict=True)]),
-        logit=torch.stack([x.values for x in tops]),
+        probability=probability,
+        logit=logit,
         predicted=predicted,
-        final=torch.stack([p.gather(-1, best)[:, 0] for p in chances]),
+        final=final,
         words=[[[_word(tokenizer, i) for i in ids] for ids in row] for row in predicted.tolist()],
         tokens=[labels(call.known_tokens, call.shape[2], batch)[i] for i in places],
     )
+
+
+def _likeliest(logits: Tensor, top: int, best: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of logits ``(T, V)`` the largest, whose they are, and their probabilities; and the probability of `best`."""
+    chances = logits.softmax(-1)
+    largest = logits.topk(top)
+    return largest.values, largest.indices, chances.gather(-1, largest.indices), chances.gather(-1, best)[:, 0]
 
 
 def logit_attribution(
@@ -280,26 +287,28 @@ def _head(model: Any) -> nn.Module:
 
 
 class _Lens(Plan):
-    """Other states in place of what leaves the last layer."""
+    """What the model's end makes of any states: they take the place of what one token leaves the last layer with."""
 
     changes = True
 
-    def __init__(self, replay: Replay, states: Tensor) -> None:
-        self.replay, self.states = replay, states
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+        self._states = torch.empty(0)
 
     def follows(self, layer: Layer) -> bool:
         """See `Plan`."""
         return layer.name == self.replay.layers[-1].name
 
     def left(self, layer: Layer, state: Tensor, following: Following) -> Tensor:
-        """See `Plan`."""
+        """See `Plan`: a sequence of all the states, as the model's end does the same to every token."""
         del layer, following
-        return self.states[:, None].to(state)
+        return self._states[None].to(state)
 
-    def logits(self, positions: Tensor) -> Tensor:
-        """``(T, V)``."""
-        found: Tensor = self.replay.run(positions, self).logits
-        return found[:, 0].float().cpu()
+    def logits(self, states: Tensor) -> Tensor:
+        """``(M, V)`` of states ``(M, width)``."""
+        self._states = states
+        found: Tensor = self.replay.run(torch.tensor([0]), self).logits
+        return found.flatten(0, -2).float().cpu()  # GPT-2 takes the sequence for a batch
 
 
 class _Terms(Plan):

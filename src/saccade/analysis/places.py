@@ -21,11 +21,13 @@ def find_token(place: Place, tokens: Tokens | None, length: int, batch: int = 0)
         batch: of which element of the batch.
 
     Raises:
-        ArgumentError: there is no such token, or the word is several.
+        ArgumentError: there is no such token, it is padding, or the word is several.
     """
     if isinstance(place, int) and not isinstance(place, bool):
         if not -length <= place < length:
             raise ArgumentError(f"token = {place}: there are {length} tokens, from 0")
+        if tokens is not None and not tokens.visible[batch, place]:
+            raise ArgumentError(f"token = {place} is padding: nobody sees it, and what it sees means nothing")
         return place % length
     if not isinstance(place, str):
         raise ArgumentError(f"token is {type(place).__name__}; expected a position or a word")
