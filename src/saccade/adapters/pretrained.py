@@ -134,6 +134,23 @@ def wrap(model: Any, tokenizer: Any, name: str | None = None) -> Pretrained:
     return _reader(called, model, tokenizer)
 
 
+def as_pretrained(model: Any, tokenizer: Any = None) -> Pretrained:
+    """A model that reads text, however it was given.
+
+    Args:
+        model: a `Pretrained`; a name or folder, None for the packaged model (see `load`); a model of Hugging Face.
+        tokenizer: its own, of a model of Hugging Face.
+
+    Raises:
+        As `load` and `wrap`.
+    """
+    if isinstance(model, Pretrained):
+        return model
+    if model is None or isinstance(model, str | Path):
+        return load(None if model is None else str(model))
+    return wrap(model, tokenizer)
+
+
 def _find(name: str | None) -> tuple[str, str | Path, bool]:
     """What the model is called on screen, where it is, and whether that is on this machine."""
     if name is not None and not name.strip():
@@ -430,3 +447,21 @@ def _encoded(tokenizer: Any, batch: Any, dropped: int) -> Encoded:
         words=batch.word_ids() if tokenizer.is_fast else [None] * len(ids),
         dropped=dropped,
     )
+
+
+def together(pretrained: Pretrained, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """What the model is called with for several texts, ``(B, N)`` each, on its device.
+
+    Shorter ones are padded at their ends, and ``attention_mask`` says where: it is always among them.
+    """
+    from torch.nn.utils.rnn import pad_sequence
+
+    pad = {"input_ids": getattr(pretrained.tokenizer, "pad_token_id", None) or 0}
+    ones = [one.inputs["input_ids"].new_ones(1, len(one.tokens)) for one in encoded]
+    rows = {name: [one.inputs[name] for one in encoded] for name in encoded[0].inputs}
+    return {
+        name: pad_sequence([x[0] for x in of_all], batch_first=True, padding_value=pad.get(name, 0)).to(
+            pretrained.model.device
+        )
+        for name, of_all in ({"attention_mask": ones} | rows).items()
+    }

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from saccade.analysis.following import ATTENTION, BIAS, Following, Parts
 from saccade.analysis.places import Place, find_token, labels
-from saccade.analysis.replay import RESIDUAL, TOLERANCE, Layer, Plan, Replay
+from saccade.analysis.replay import RESIDUAL, TOLERANCE, Layer, OneLayer, Replay
 from saccade.analysis.result import Result
 from saccade.errors import ArgumentError, ShapeError, UnsupportedModelError
 from saccade.trace.trace import Trace
@@ -192,17 +192,14 @@ def contributions(
     return _assembled(replay, call, position, taken)
 
 
-class _TakeApart(Plan):
+class _TakeApart(OneLayer):
     """One layer, with a basis of what one of its attention calls may give."""
 
     def __init__(self, layer: Layer, site: str) -> None:
-        self.layer, self.site = layer, site
+        super().__init__(layer)
+        self.site = site
         self.after: Tensor | None = None
         self.parts: Parts = {}
-
-    def follows(self, layer: Layer) -> bool:
-        """See `Plan`."""
-        return layer.name == self.layer.name
 
     def attention(self, layer: Layer, site: str, output: Tensor) -> Tensor:
         """See `Plan`."""
@@ -255,7 +252,7 @@ def _assembled(replay: Replay, call: Any, position: int, taken: _TakeApart) -> C
         by_key=by_key,
         by_head=by_head,
         parts=torch.stack(list(parts.values())),
-        before=replay.state(taken.layer, torch.tensor([position]))[0].to(mapped),
+        before=replay.running_states(taken.layer)[0].to(mapped),
         after=after,
         site=call.name,
         token=position,

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from saccade.analysis.contributions import basis_of, lengths_of, linear_map
 from saccade.analysis.following import ATTENTION, COMPUTED, Following, Parts
 from saccade.analysis.places import Place, find_token, labels
-from saccade.analysis.replay import RESIDUAL, Layer, Plan, Replay, checked_trace
+from saccade.analysis.replay import RESIDUAL, Layer, OneLayer, Replay, checked_trace
 from saccade.analysis.result import Result
 from saccade.errors import ArgumentError, UnsupportedModelError
-from saccade.trace.blocks import kind_of_path
+from saccade.trace.blocks import kind_of_path, path_of
 from saccade.trace.trace import Site, Trace
 from saccade.views import drawing
 
@@ -262,7 +262,7 @@ def _calls(trace: Trace, entry: int, sites: Sequence[str | int] | None) -> list[
         calls = [found[site] for site in sites]
     else:
         calls = [call for call in found if call.looks_at_itself]
-        kinds = sorted({kind_of_path(call.name.split("#")[0]) for call in calls})
+        kinds = sorted({kind_of_path(path_of(call.name)) for call in calls})
         if len(kinds) > 1:
             said = ", ".join(kinds)
             raise ArgumentError(f"entry {entry} has attention calls of several kinds ({said}): choose sites=")
@@ -368,7 +368,7 @@ class _ByDistance(_ByRows):
         return torch.stack(made)
 
 
-class _Blocks(Plan):
+class _Blocks(OneLayer):
     """What a layer's attention block gives to the MLP after it, for some tokens, with a basis of attention's output.
 
     Attributes:
@@ -377,15 +377,12 @@ class _Blocks(Plan):
     """
 
     def __init__(self, replay: Replay, call: Site, tokens: Tensor) -> None:
-        self.layer, self.site = replay.layer_of(call.name), call.name
+        super().__init__(replay.layer_of(call.name))
+        self.site = call.name
         self.parts: Parts = {}
         self.value = torch.empty(0)
         self._given = torch.empty(0)
         replay.run(tokens, self, until=self.layer)
-
-    def follows(self, layer: Layer) -> bool:
-        """See `Plan`."""
-        return layer.name == self.layer.name
 
     def attention(self, layer: Layer, site: str, output: Tensor) -> Tensor:
         """See `Plan`."""
@@ -421,7 +418,7 @@ class _ByZeroing(_ByRows):
         return _Zeroed(self.replay, call, tokens).turned
 
 
-class _Zeroed(Plan):
+class _Zeroed(OneLayer):
     """Some tokens, each run once with nothing and once with each value set to zero.
 
     Attributes:
@@ -431,7 +428,8 @@ class _Zeroed(Plan):
     changes = True
 
     def __init__(self, replay: Replay, call: Site, tokens: Tensor) -> None:
-        self.layer, self.call = replay.layer_of(call.name), call
+        super().__init__(replay.layer_of(call.name))
+        self.call = call
         self.count, keys = len(tokens), call.shape[3]
         weights = call.pattern.element(replay.batch)[0, :, tokens]
         by_head = replay.values(call.name).to(weights)
@@ -439,10 +437,6 @@ class _Zeroed(Plan):
         self._gave = (weights[..., None] * by_head[:, None]).permute(1, 2, 0, 3)
         self.turned = torch.empty(0)
         replay.run(tokens.repeat_interleave(keys + 1), self, until=self.layer)
-
-    def follows(self, layer: Layer) -> bool:
-        """See `Plan`."""
-        return layer.name == self.layer.name
 
     def output(self, site: str, output: Tensor) -> Tensor:
         """See `Plan`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 
 from saccade.analysis.following import ATTENTION, BIAS, COMPUTED, CONSTANT, Following
 from saccade.analysis.places import Place, find_token, labels
-from saccade.analysis.replay import RESIDUAL, Layer, Plan, Replay
+from saccade.analysis.replay import RESIDUAL, Layer, OneLayer, Plan, Replay
 from saccade.analysis.result import Result
 from saccade.errors import ArgumentError, UnsupportedModelError
+from saccade.trace.blocks import path_of
 from saccade.trace.trace import Trace
 from saccade.views import drawing
 from saccade.views.units import printable
@@ -180,11 +182,11 @@ def logit_lens(
     listed = range(call.shape[2]) if tokens is None else tokens
     places = [find_token(token, call.known_tokens, call.shape[2], batch) for token in listed]
     positions = torch.tensor(places)
-    states = [replay.state(layer, positions) for layer in replay.layers]
-    states.append(replay.state(replay.layers[-1], positions, after=True))
     lens = _Lens(replay)
-    best = lens.logits(states[-1]).argmax(-1, keepdim=True)
-    found = [_likeliest(lens.logits(state), top, best) for state in states]
+    last = lens.logits(replay.state(replay.layers[-1], positions, after=True))
+    best = last.argmax(-1, keepdim=True)
+    earlier = (lens.logits(replay.state(layer, positions)) for layer in replay.layers)
+    found = [_likeliest(logits, top, best) for logits in chain(earlier, [last])]
     logit, predicted, probability, final = (torch.stack(part) for part in zip(*found, strict=True))
     return LogitLens(
         probability=probability,
@@ -271,7 +273,7 @@ def _replay(trace: Trace, model: nn.Module | None, entry: int, batch: int) -> Re
             f"{name} has no output matrix, so no logits to look at. Expected a causal language model with its head, "
             "such as GPT2LMHeadModel"
         )
-    sites = {site.split("#")[0] for layer in replay.layers for site in layer.sites}
+    sites = {path_of(site) for layer in replay.layers for site in layer.sites}
     looking_ahead = [s for s in sites if not getattr(replay.model.get_submodule(s), "is_causal", False)]
     if looking_ahead:
         raise UnsupportedModelError(
@@ -286,18 +288,15 @@ def _head(model: Any) -> nn.Module:
     return found
 
 
-class _Lens(Plan):
+class _Lens(OneLayer):
     """What the model's end makes of any states: they take the place of what one token leaves the last layer with."""
 
     changes = True
 
     def __init__(self, replay: Replay) -> None:
+        super().__init__(replay.layers[-1])
         self.replay = replay
         self._states = torch.empty(0)
-
-    def follows(self, layer: Layer) -> bool:
-        """See `Plan`."""
-        return layer.name == self.replay.layers[-1].name
 
     def left(self, layer: Layer, state: Tensor, following: Following) -> Tensor:
         """See `Plan`: a sequence of all the states, as the model's end does the same to every token."""

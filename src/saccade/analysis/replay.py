@@ -30,7 +30,7 @@ from saccade.analysis.following import ATTENTION, Following
 from saccade.backends import Inputs
 from saccade.errors import ArgumentError, NotRecordedError, UnsupportedModelError
 from saccade.scores import Problem
-from saccade.trace.blocks import Blocks
+from saccade.trace.blocks import Blocks, name_of_run, path_of
 from saccade.trace.choice import fingerprint
 from saccade.trace.hidden import state_given, state_returned, with_state_given, with_state_returned
 from saccade.trace.trace import Entry, Site, Trace
@@ -60,7 +60,7 @@ class Layer:
     @property
     def path(self) -> str:
         """The path of its module."""
-        return self.name.split("#")[0]
+        return path_of(self.name)
 
 
 class Plan:
@@ -96,6 +96,17 @@ class Plan:
         """Take what left a layer, ``(T, 1, width)``, with what is followed; what is returned takes its place."""
         del layer, state, following
         return None
+
+
+class OneLayer(Plan):
+    """A plan that follows a single layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+
+    def follows(self, layer: Layer) -> bool:
+        """See `Plan`."""
+        return layer.name == self.layer.name
 
 
 class Replay:
@@ -214,7 +225,7 @@ class Replay:
         rows = self.entry.metadata.hidden[form].layers
         if self.trace.metadata.layers is None or row + 1 == len(rows):
             return True
-        number, following = (Blocks(self.model).of(rows[i].split("#")[0])[1] for i in (row, row + 1))
+        number, following = (Blocks(self.model).of(path_of(rows[i]))[1] for i in (row, row + 1))
         return number is not None and following == number + 1
 
     def _heads(self, site: str) -> int:
@@ -405,7 +416,7 @@ class _Run(Change):
                 return None
             times = self._entered[path]
             self._entered[path] += 1
-            layer = self._layers.get(f"{path}#{times}" if times else path)
+            layer = self._layers.get(name_of_run(path, times))
             self._running.append(layer)
             if layer is None or not self.plan.follows(layer):
                 return None
@@ -483,7 +494,7 @@ class _Run(Change):
         del problem, inputs
         times = self._called[running.site]
         self._called[running.site] += 1
-        site = f"{running.site}#{times}" if times else running.site
+        site = name_of_run(running.site, times)
         layer = self._of.get(site)
         if layer is None or not self.plan.follows(layer):
             return output

@@ -9,7 +9,7 @@ import typer
 
 from saccade import errors
 from saccade.cli.app import EXAMPLES, app, command
-from saccade.cli.reading import ModelName, layer_number, read_text
+from saccade.cli.reading import ModelName, TextFile, layer_number, read_text
 from saccade.cli.screen import console_of_stdout, progress
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def show(
         str | None,
         typer.Argument(help="What to read; - or nothing: standard input.", show_default=False),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this file (UTF-8).")] = None,
+    file: TextFile = None,
     model: ModelName = None,
     layer: Annotated[str | None, typer.Option(help="A layer's number, from 0, or mean.")] = None,
     head: Annotated[str | None, typer.Option(help="A head's number, from 0, or mean.")] = None,

@@ -36,6 +36,16 @@ class Blocks:
         return ".".join(parts[: at + 1]), int(parts[at])
 
 
+def name_of_run(path: str, times: int) -> str:
+    """How what a module did is called if it ran so many times before in the forward: ``path``, then ``path#1``."""
+    return f"{path}#{times}" if times else path
+
+
+def path_of(name: str) -> str:
+    """The module's path in such a name."""
+    return name.split("#", maxsplit=1)[0]
+
+
 def kind_of_path(path: str) -> str:
     """A path without its numbers: the same for all layers."""
     return re.sub(r"\d+", "*", path)

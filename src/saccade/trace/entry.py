@@ -23,6 +23,7 @@ from saccade.statistics import (
     cell_bounds,
 )
 from saccade.trace import metadata
+from saccade.trace.blocks import name_of_run
 from saccade.trace.hidden import HiddenStates
 from saccade.trace.metadata import (
     Asked,
@@ -90,7 +91,7 @@ class OpenEntry:
     def add(self, seen: Seen, sides: tuple[Tokens | None, Tokens | None], hidden: tuple[int, int] | None) -> None:
         """Keep a call."""
         site, times = seen.call.site, self.counted[seen.call.site]
-        name = f"{site}#{times}" if times else site
+        name = name_of_run(site, times)
         stack, row = self._place(name, seen)
         for path, tensor in seen.tensors():
             self.open.append(f"stacks/{stack}/{path}", tensor)

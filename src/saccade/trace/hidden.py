@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saccade.adapters.observation import FAILED, Running
-from saccade.trace.blocks import kind_of_path
+from saccade.trace.blocks import kind_of_path, name_of_run, path_of
 from saccade.trace.metadata import PRECISIONS, Hidden, name_of
 from saccade.trace.storage import Open
 
@@ -82,7 +82,7 @@ class HiddenStates:
         self._times[path] += 1
         number = self._array(path, state)
         form = self._forms[number]
-        self._forms[number] = replace(form, layers=(*form.layers, f"{path}#{times}" if times else path))
+        self._forms[number] = replace(form, layers=(*form.layers, name_of_run(path, times)))
         self._open.append(f"hidden/{number}/states", state)
         return number, len(form.layers)
 
@@ -91,7 +91,7 @@ class HiddenStates:
         batch, length, width = state.shape
         wanted = Hidden((), batch, length, width, name_of(state.dtype))
         for i, form in enumerate(self._forms):
-            if kind_of_path(form.layers[0].split("#")[0]) == kind_of_path(path) and replace(form, layers=()) == wanted:
+            if kind_of_path(path_of(form.layers[0])) == kind_of_path(path) and replace(form, layers=()) == wanted:
                 return i
         self._forms.append(wanted)
         return len(self._forms) - 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saccade.adapters.observation import Call, Running, check_complete, watching
-from saccade.adapters.pretrained import Pretrained, load, wrap
+from saccade.adapters.pretrained import Pretrained, as_pretrained
 from saccade.analysis.result import Result
 from saccade.analysis.roles.reading import Batch, Untold, random_repeats, reading_of_site, text_batches
 from saccade.analysis.roles.scoring import HABITS, ROLES, Reading, Scoring, Tally
@@ -29,6 +28,7 @@ from saccade.pattern import Pattern
 from saccade.scores import Problem
 from saccade.statistics import LogSumExp, Statistic
 from saccade.trace import Trace
+from saccade.trace.blocks import name_of_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,7 +223,7 @@ def heads(
         if text is not None:
             raise ArgumentError("a trace holds its own texts: expected text=None")
         return _of_trace(model, asked)
-    reader = _reader(model, tokenizer)
+    reader = as_pretrained(model, Untold() if tokenizer is None else tokenizer)  # random tokens need none
     random = random_repeats(reader, length, repeats, seed)
     said = f"repeated random tokens ({repeats} × {random.length}, each twice in a row, seed {seed})"
     if text is None:
@@ -233,15 +233,6 @@ def heads(
     count = sum(len(one.reading.ids) for one in texts)
     read = f"{count} text{'s' * (count > 1)} of {tokens:,} tokens; duplicate and induction by {said}"
     return score_batches(reader, texts, random.batch, asked, read)
-
-
-def _reader(model: Any, tokenizer: Any) -> Pretrained:
-    """The model with its tokenizer; without one, only random tokens can be read."""
-    if isinstance(model, Pretrained):
-        return model
-    if model is None or isinstance(model, str | Path):
-        return load(None if model is None else str(model))
-    return wrap(model, Untold() if tokenizer is None else tokenizer)
 
 
 def _check_numbers(**given: int) -> None:
@@ -355,7 +346,7 @@ class _Follower:
         self.calling.add(call.forward)
         times = self._times[call.site]
         self._times[call.site] += 1
-        name = f"{call.site}#{times}" if times else call.site
+        name = name_of_run(call.site, times)
         if not call.statistics:
             self.found.skipped[name] = None
             return

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from saccade.adapters.pretrained import Encoded, Pretrained, encode
+from saccade.adapters.pretrained import Encoded, Pretrained, encode, together
 from saccade.analysis.roles.scoring import Reading, is_punctuation
 from saccade.errors import ArgumentError, NotRecordedError
 from saccade.trace.tokens import Tokens
@@ -62,13 +62,8 @@ def text_batches(reader: Pretrained, text: str | Sequence[str], size: int, *, tr
 
 
 def _batch(reader: Pretrained, encoded: Sequence[Encoded], texts: Sequence[str]) -> Batch:
-    fills = {"input_ids": getattr(reader.tokenizer, "pad_token_id", None) or 0}
-    inputs = {
-        name: pad_sequence([one.inputs[name][0] for one in encoded], True, fills.get(name, 0))  # noqa: FBT003
-        for name in encoded[0].inputs
-    }
-    valid = pad_sequence([torch.ones(len(one.tokens), dtype=torch.bool) for one in encoded], True, False)  # noqa: FBT003
-    inputs["attention_mask"] = valid.long()
+    inputs = together(reader, encoded)
+    valid = inputs["attention_mask"].bool()
     marks = [torch.tensor(_separators(reader, one, text)) for one, text in zip(encoded, texts, strict=True)]
     separators = pad_sequence(marks, True, False)  # noqa: FBT003
     return _on_device(reader, inputs, Reading(inputs["input_ids"], valid, separators, valid.shape[1]))

@@ -16,14 +16,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saccade.adapters.pretrained import Encoded, Pretrained, encode, load, wrap
+from saccade.adapters.pretrained import Encoded, Pretrained, as_pretrained, encode, together
 from saccade.analysis.result import Result
 from saccade.analysis.senses import drawing
 from saccade.analysis.senses.geometry import (
@@ -394,13 +393,9 @@ def _check_sense(sense: Any, texts: Any) -> None:
 
 
 def _reader(model: Any, tokenizer: Any) -> Pretrained:
-    if isinstance(model, Pretrained):
-        return model
-    if model is None or isinstance(model, str | Path):
-        return load(None if model is None else str(model))
     if getattr(model, "training", False):
         raise ArgumentError("the model is in training mode, and dropout would move its vectors: call model.eval()")
-    return wrap(model, tokenizer)
+    return as_pretrained(model, tokenizer)
 
 
 def _encode(reader: Pretrained, text: str) -> Encoded:
@@ -455,22 +450,8 @@ def _record(reader: Pretrained, sentences: Sequence[Sentence], encoded: Sequence
         for start in range(0, len(sentences), TOGETHER):
             some = slice(start, start + TOGETHER)
             trace.next(texts=[sentence.text for sentence in sentences[some]])
-            reader.model(**_padded(reader, encoded[some]))
+            reader.model(**together(reader, encoded[some]))
     return trace
-
-
-def _padded(reader: Pretrained, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
-    """What the model is called with for several texts; what pads them at their ends is hidden by a mask."""
-    longest = max(len(one.tokens) for one in encoded)
-    pad = {"input_ids": getattr(reader.tokenizer, "pad_token_id", None) or 0}
-
-    def together(name: str) -> Tensor:
-        rows = [one.inputs.get(name, torch.ones(1, len(one.tokens), dtype=torch.int64)) for one in encoded]
-        return torch.cat([
-            torch.nn.functional.pad(row, (0, longest - row.shape[1]), value=pad.get(name, 0)) for row in rows
-        ]).to(reader.model.device)  # fmt: skip
-
-    return {name: together(name) for name in {**encoded[0].inputs, "attention_mask": None}}
 
 
 def hidden_states(entry: Entry) -> Tensor:

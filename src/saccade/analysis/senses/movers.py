@@ -125,13 +125,10 @@ def movers(found: Senses, asked: Sequence[tuple[int, str]]) -> list[Movers]:
     wrong = [sense for _, sense in asked if sense not in found.senses or len(found.senses) < 2]  # noqa: PLR2004
     if wrong:
         raise ArgumentError(f"sense = {wrong[0]!r}: expected one of two or more, and there are {_listed(found.senses)}")
+    moved = [_Moved(found, occurrence, sense) for occurrence, sense in asked]
     made: dict[int, Movers] = {}
-    for entry in {found.sentences[found.occurrences[occurrence].sentence].entry for occurrence, _ in asked}:
-        mine = [
-            (number, _Moved(found, occurrence, sense))
-            for number, (occurrence, sense) in enumerate(asked)
-            if found.sentences[found.occurrences[occurrence].sentence].entry == entry
-        ]
+    for entry in {one.entry for one in moved}:
+        mine = [(number, one) for number, one in enumerate(moved) if one.entry == entry]
         replay = Replay(found.trace, found.reader.model, entry=entry)
         for some in _in_chunks(replay, mine):
             taken = _Along(replay, [one for _, one in some])
@@ -159,6 +156,7 @@ class _Moved:
     Attributes:
         where: the occurrence.
         sense: towards which.
+        entry: where its sentence was read.
         row: the sentence's element of the batch.
         units: its words.
         directions: by layer, ``(L, width)``.
@@ -167,7 +165,7 @@ class _Moved:
     def __init__(self, found: Senses, occurrence: int, sense: str) -> None:
         self.where, self.sense = found.occurrences[occurrence], sense
         sentence = found.sentences[self.where.sentence]
-        self.row = sentence.row
+        self.entry, self.row = sentence.entry, sentence.row
         self.units = words(sentence.text, found.encoded[self.where.sentence])
         self.directions = _directions(found, occurrence, sense)
 
