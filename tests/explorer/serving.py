@@ -83,10 +83,12 @@ class Served:
         connection.settimeout(SECONDS)
         return connection
 
-    def send(self, data):
+    def send(self, data, *, finished=False):
         """The status and the body of the answer to some bytes; (None, b"") if the connection is closed without one."""
         with self.connect() as connection:
             connection.sendall(data)
+            if finished:
+                connection.shutdown(socket.SHUT_WR)
             return parted(received(connection))
 
     def get(self, target, host=None, **headers):
@@ -149,14 +151,21 @@ def serving(explorer, folder):
     listening = listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     server = Server(explorer, listening, host="127.0.0.1", token=TOKEN, folder=folder)
+    before = set(threading.enumerate())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         yield Served(server, port)
     finally:
-        begun = time.monotonic()
         server.should_exit = True
-        thread.join(SECONDS)
+        thread.join(2)
         assert not thread.is_alive()
-        assert server.service.join(SECONDS)
-        assert time.monotonic() - begun < 2
+        until(lambda: set(threading.enumerate()) <= before)
+
+
+def until(true):
+    """Wait for something that is to happen soon."""
+    deadline = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

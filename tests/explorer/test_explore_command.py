@@ -1,6 +1,7 @@
 """`saccade explore` as a user meets it: what it refuses, the link, and how it ends."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -9,7 +10,8 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from serving import Served, message
+import tiny_models
+from serving import Served, message, until
 
 from saccade.cli import explore
 from saccade.explorer import page
@@ -17,18 +19,18 @@ from saccade.explorer import page
 TEXT = "He left the roses by the bank."
 TOKEN = "abcdefghijklmnop"  # noqa: S105
 
-# The command, with the test's page. A job that never asks whether it was given up stands in for a large model's forward.
+# The command, with the test's page; a job that never asks whether it was given up is a large model's forward.
 COMMAND = """
 import sys, time
 from pathlib import Path
 from saccade import cli
-from saccade.explorer import cost, page
+from saccade.explorer import page, roles
 
 def stuck(explorer, parameters, progress, cancelled):
     progress(0.5, "stuck")
     time.sleep(3600)
 
-page.BUILT, cost.cost = Path(sys.argv.pop(1)), stuck
+page.BUILT, roles.roles = Path(sys.argv.pop(1)), stuck
 cli.main()
 """
 
@@ -46,7 +48,9 @@ def built(tmp_path, monkeypatch):
 def exploring(built, *arguments):
     """The process of a running command, and what its link leads to."""
     command = [sys.executable, "-c", COMMAND, built, "explore", "--no-open", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    ) as process:
         try:
             link = process.stdout.readline()
             found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\?token=([A-Za-z0-9_-]{16,})#/heads\n", link)
@@ -94,7 +98,8 @@ def test_bad_requests(run, built, arguments, expected):
     assert "Traceback" not in err
 
 
-def test_a_port_that_is_taken(run, built):
+@pytest.mark.usefixtures("built")
+def test_a_port_that_is_taken(run):
     from saccade.explorer.server import listen
 
     with listen("127.0.0.1", 0) as taken:
@@ -111,13 +116,14 @@ def test_a_page_that_is_not_built(run, built):
     code, out, err = run("explore")
     assert (code, out) == (2, "")
     assert err == (
-        f"saccade: the page is not built: there is no {built / 'index.html'}. Released packages bring it. In a checkout, "
-        "install Node.js 20 or later, then run: make page\n"
+        f"saccade: the page is not built: there is no {built / 'index.html'}. Released packages bring it. In a "
+        "checkout, install Node.js 20 or later, then run: make page\n"
     )
 
 
+@pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
-def test_a_package_that_is_not_installed(run, built, monkeypatch, package):
+def test_a_package_that_is_not_installed(run, monkeypatch, package):
     monkeypatch.setattr(explore, "find_spec", lambda name: None if name == package else "found")
     assert run("explore") == (2, "", f"saccade: {package} is not installed: pip install 'saccade[explore]'\n")
 
@@ -133,37 +139,47 @@ def test_beyond_this_machine_is_warned_of(capsys):
 # --------------------------------------------------------------------------------------------- how it runs
 
 
-def test_a_text_is_read_and_served_until_interrupted(built, model):
-    with exploring(built, TEXT, "-m", model) as (process, served):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_it_ends_at_once_in_the_middle_of_jobs(built, model, number, code):
+    """One has a process of its own, one is stuck; neither outlives the command."""
+    with (
+        exploring(built, TEXT, "-m", model) as (process, served),
+        served.stream("cost") as costs,
+        served.stream("roles", text="0") as stuck,
+    ):
+        assert json.loads(next(stuck)[1])["what"] == "stuck"
+        assert any("measured" in data for _, data in costs)
+        assert group_lives(process.pid)
+        assert end(process, number) == (code, "", "")
+        assert [list(stream)[-1][0] for stream in (costs, stuck)] == ["error"] * 2
+        until(lambda: not group_lives(process.pid))
+
+
+def group_lives(number):
+    """Whether a process and those that it began are there."""
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_trace_and_a_text_with_the_model_that_made_it(built, model, run, tmp_path):
+    trace, other = tmp_path / "t.zarr", tiny_models.save(tmp_path / "other", "gpt2")
+    assert run("record", "--keep", "qk", "-o", trace, "-m", model, stdin=TEXT.encode())[0] == 0
+    code, _, err = run("explore", trace, "-m", other)
+    assert code == 2
+    assert "the trace was recorded from" in err
+    with exploring(built, trace, "The bank.", "-m", model) as (process, served):
+        content = served.ask("/api/document").content
+        assert TEXT.encode() in content
+        assert b"The bank." in content
         assert served.ask("/").content == b"the page"
-        assert TEXT.encode() in served.ask("/api/document").content
         status, body = served.get("/api/document")
         assert status == 401
         message(body)
         assert end(process, signal.SIGINT) == (130, "", "")
     assert sorted(built.rglob("*")) == [built / "index.html"]
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
-def test_it_ends_at_once_in_the_middle_of_a_job(built, model, number, code):
-    with exploring(built, TEXT, "-m", model) as (process, served), served.stream("cost") as coming:
-        assert json.loads(next(coming)[1])["what"] == "stuck"
-        assert end(process, number) == (code, "", "")
-        assert [name for name, _ in coming] == ["error"]
-
-
-def test_a_trace_with_the_model_that_made_it(built, model, run, tmp_path):
-    import tiny_models
-
-    trace, other = tmp_path / "t.zarr", tiny_models.save(tmp_path / "other", "gpt2")
-    assert run("record", "--keep", "qk", "-o", trace, "-m", model, stdin=TEXT.encode())[0] == 0
-    with exploring(built, trace, "The bank.", "-m", model) as (_, served):
-        content = served.ask("/api/document").content
-        assert TEXT.encode() in content
-        assert b"The bank." in content
-    code, _, err = run("explore", trace, "-m", other)
-    assert code == 2
-    assert "the trace was recorded from" in err
 
 
 def test_nothing_at_all_shows_the_senses_of_a_word():

@@ -5,12 +5,17 @@ import contextlib
 import json
 import threading
 import time
+from urllib.parse import quote
 
 import pytest
-from serving import SECONDS, TOKEN, Held, StandIn, message, parted, received, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import SECONDS, TOKEN, Held, StandIn, events, message, parted, received, serving, until
 
+from saccade.adapters import pretrained
 from saccade.errors import ArgumentError
 from saccade.explorer import connection, guard, server, streams
+from saccade.explorer.explorer import JOBS, QUESTIONS, Explorer
 from saccade.explorer.guard import Hosts
 
 PAGE = b"<!doctype html><title>page</title>"
@@ -367,9 +372,7 @@ def test_there_are_only_so_many_connections(served, monkeypatch):
     with contextlib.ExitStack() as opened:
         clients = [opened.enter_context(served.connect()) for _ in range(8)]
         assert [received(client) for client in clients[5:]] == [b""] * 3
-    deadline = time.monotonic() + SECONDS
-    while served.server.server_state.connections and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: not served.server.server_state.connections)
     assert served.ask("/").status == 200
 
 
@@ -488,13 +491,11 @@ def test_a_silent_job_says_that_it_is_there(holding, held, monkeypatch):
 
 
 def test_closing_ends_streams_at_once(folder, held):
-    before = set(threading.enumerate())
     with serving(StandIn(read=held), folder) as running, running.stream("read") as coming:
         held.wait_begun()
         running.server.should_exit = True
         assert list(coming) == [("error", json.dumps({"message": server.CLOSING}))]
     assert held.given_up.is_set()
-    assert set(threading.enumerate()) <= before
 
 
 # -------------------------------------------------------------------------------------------- what went wrong
@@ -534,3 +535,119 @@ def test_nothing_is_printed_for_what_others_do_wrong(served, capfd):
     served.get("/", "evil.example")
     served.ask("/api/run/read", "POST", b"{")
     assert capfd.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------------ whatever is asked
+
+
+@pytest.fixture(scope="module")
+def real(model, tmp_path_factory):
+    """A server with a real explorer, of a tiny model."""
+    explorer = Explorer(None, pretrained.load(model))
+    explorer.run("read", {"text": "He left the rose by the bank."})
+    with serving(explorer, build(tmp_path_factory.mktemp("real"))) as running:
+        yield running
+
+
+RECTANGLE = ("text", "site", "head", "queries", "keys")
+NAMES = {
+    "document": (),
+    "tokens": ("text", "sequence"),
+    "heads": ("text",),
+    "tile": ("text", "site", "head", "level", "row", "column", "reduce"),
+    "window": RECTANGLE,
+    "margins": RECTANGLE,
+    "strongest": ("text", "site", "heads", "side", "range", "count", "words", "ordinary"),
+    "inside": ("text", "site", "head", "query", "key"),
+}
+LARGE = ["4096", str(1 << 40), str(1 << 64), "0,1000000", "5,2", "1e3", "-1", "NaN", ""]
+# Mostly what the page would ask in that place, so that it is refused, if it is, where it would hurt.
+VALUES = {
+    "text": ["0", "0", "0", "1"],
+    "sequence": ["0", "0", "1"],
+    "head": ["0", "1", "2", "mean"],
+    "heads": ["0", "0,1", "1,0,1", "2"],
+    "reduce": ["mean", "max", "sum"],
+    "side": ["queries", "keys", "both"],
+}
+VALUES |= {name: ["true", "false", "1"] for name in ("words", "ordinary")}
+VALUES |= {name: ["0,9", "2,5", "3,3", "0,10", "8,12", "4"] for name in ("queries", "keys", "range")}
+VALUES |= {
+    name: ["0", "1", "2", "8", "9", "64"] for name in ("site", "level", "row", "column", "count", "query", "key")
+}
+JUNK = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | JUNK,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(JUNK, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@st.composite
+def links(draw):
+    """A question with most of its parameters, and some that it has not."""
+    question = draw(st.sampled_from(sorted(QUESTIONS)))
+    names = [name for name in NAMES[question] if draw(st.integers(0, 30))]
+    values = {name: draw(st.sampled_from([*VALUES[name] * 4, *LARGE])) for name in names}
+    if not draw(st.integers(0, 15)):
+        values[draw(JUNK)] = draw(JUNK)
+    return question, values
+
+
+@given(links())
+@settings(max_examples=300, deadline=None, print_blob=True)
+def test_any_question_is_answered_or_refused(real, link):
+    question, values = link
+    query = "&".join(f"{quote(name)}={quote(value)}" for name, value in values.items())
+    answer = real.ask(f"/api/{question}?{query}")
+    if answer.status != 200:
+        assert (answer.status, bool(message(answer.content))) == (400, True)
+
+
+def test_the_questions_above_are_all_and_can_be_answered(real):
+    assert sorted(NAMES) == sorted(QUESTIONS)
+    for question, names in NAMES.items():
+        query = "&".join(f"{name}={VALUES[name][0]}" for name in names)
+        assert real.ask(f"/api/{question}?{query}").status == 200, question
+
+
+SENTENCES = st.lists(
+    st.fixed_dictionaries({"text": st.sampled_from(["the bank.", "a river", "", "x" * 999]), "sense": JUNK | st.none()})
+)
+JOB_PARAMETERS = {
+    "read": {"text": st.sampled_from(["a bank", " ", "x " * 500]) | JUNK},
+    "roles": {"text": st.sampled_from(["0", "9"])},
+    "meaning": {"word": st.sampled_from(["bank", "river", ""]), "sentences": SENTENCES},
+    "cost": {"more": JUNK},  # without it, it would measure for ten seconds
+}
+
+
+@st.composite
+def orders(draw):
+    """A job with its parameters, some of which are anything."""
+    job = draw(st.sampled_from(sorted(JOBS)))
+    values = {
+        name: draw(ANYTHING if not draw(st.integers(0, 5)) else right) for name, right in JOB_PARAMETERS[job].items()
+    }
+    if not draw(st.integers(0, 15)):
+        values[draw(JUNK)] = draw(ANYTHING)
+    return job, values
+
+
+@given(orders())
+@settings(max_examples=100, deadline=None, print_blob=True)
+def test_any_job_ends_with_a_result_or_a_sentence(real, order):
+    job, values = order
+    with real.asking(f"/api/run/{job}", "POST", json.dumps(values)) as response:
+        if response.status != 200:
+            assert (response.status, bool(message(response.read()))) == (400, True)
+            return
+        name, data = list(events(response))[-1]
+    assert name == "result" or message(data) != server.FAILED
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=100, deadline=None, print_blob=True)
+def test_any_bytes_are_answered_or_closed(served, data):
+    status, body = served.send(data + b"\r\n\r\n", finished=True)
+    assert status is None or (400 <= status < 500 and message(body))

@@ -32,10 +32,10 @@ interface Field<T> {
 
 const MOST_LISTED = 4096;
 
-const string = (first = ""): Field<string> => ({
-  first,
+const string = (longest = 2000): Field<string> => ({
+  first: "",
   print: (value) => value,
-  parse: (text) => text.slice(0, 2000),
+  parse: (text) => (text.length <= longest ? text : undefined),
 });
 const nullable = <T>(field: Field<T>): Field<T | null> => ({
   first: null,
@@ -94,7 +94,7 @@ const rectangle: Field<Rectangle> = {
 /** Every field of a link, by its name there. */
 const FIELDS = {
   /** The text that is looked at, and one beside it. */
-  text: string("0"),
+  text: { ...string(), first: "0" },
   beside: nullable(string()),
   /** The attention call and the head. */
   site: count(),
@@ -128,8 +128,11 @@ const FIELDS = {
   step: count(),
   /** Meaning: the word, its sentences with their senses (JSON), and which occurrence is chosen. */
   word: string(),
-  sentences: string(),
+  sentences: string(20_000),
   occurrence: count(),
+  /** Meaning: the layer whose places are shown; null is the last. Cost: the length of the context that is told of. */
+  layer: nullable(count()),
+  length: count(131_072),
   /** The step of the tour, from 1; 0: no tour. */
   tour: count(),
 } as const;

@@ -7,7 +7,7 @@ import secrets
 import sys
 import threading
 import webbrowser
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +34,6 @@ EXAMPLES = """Examples:
 
 Ctrl-C ends it.
 """
-GRACE_SECONDS = 0.5  # for computations to notice that nobody waits any more
 
 
 @app.command(epilog=EXAMPLES.replace("\n\n", "\n\n\b\n", 1))
@@ -75,12 +74,14 @@ def explore(
 
     with closing(listen(host, port)) as listening:
         explorer = _opened(trace, said, model)
-        server = Server(explorer, listening, host=host, token=token, folder=page.BUILT)
         address = link(host, listening.getsockname()[1], token)
-        typer.echo(address)
-        if browse or (browse is None and _has_screen()):
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        _serve(server, listening)
+
+        def started() -> None:
+            typer.echo(address)
+            if browse or (browse is None and _has_screen()):
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+        _serve(Server(explorer, listening, host=host, token=token, folder=page.BUILT, started=started), listening)
 
 
 def sort_out(what: list[str]) -> tuple[str | None, str | None]:
@@ -170,15 +171,15 @@ def example_texts() -> list[str]:
 
 
 def _serve(server: Server, listening: socket) -> None:
-    """Serve until interrupted."""
-    try:
+    """Serve until interrupted; then end the process at once.
+
+    Python would wait for threads that are in a forward, which cannot be told to stop, and take a second to take torch
+    apart. Nothing that was computed is kept anywhere.
+    """
+    with suppress(KeyboardInterrupt):  # whether an interrupted server says so depends on its version
         server.run(sockets=[listening])
-    finally:
-        if not server.service.join(GRACE_SECONDS):
-            # A thread is inside something that cannot be told to stop, such as a forward: Python would wait for it.
-            sys.stdout.flush()
-            os._exit(INTERRUPTED)
-    raise KeyboardInterrupt  # nothing else ends a server; whether it says so itself depends on its version
+    sys.stdout.flush()
+    os._exit(INTERRUPTED)
 
 
 def _has_screen() -> bool:

@@ -9,13 +9,14 @@ import typer
 
 from saccade import errors
 from saccade.cli.app import EXAMPLES, app, command
-from saccade.cli.reading import ModelName, TextFile, layer_number, read_text
+from saccade.cli.reading import MEAN, ModelName, TextFile, layer_number, read_text
 from saccade.cli.screen import console_of_stdout, progress
 
 if TYPE_CHECKING:
     from saccade.views import AttentionView
 
-ENDINGS = (".png", ".svg", ".json", ".csv")
+PAGE = ".html"
+ENDINGS = (".png", ".svg", ".json", ".csv", PAGE)
 
 
 @app.command(epilog=EXAMPLES)
@@ -38,13 +39,21 @@ def show(
         bool,
         typer.Option("--special/--no-special", help="Show tokens such as [CLS], or only their share."),
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a file: .png, .svg, .json or .csv.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a file: .png, .svg, .json, .csv or .html.")
+    ] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut a text that is too long for the model.")] = False,
 ) -> None:
     """Show where a model looked in a text."""
     check_ending(out)
     chosen = layer_number("layer", layer), layer_number("head", head)
     said = read_text(text, file)
+    if out is not None and out.suffix.lower() == PAGE:
+        if token is not None:
+            raise errors.ArgumentError("--token is for pictures and tables; a page lets its reader choose a word")
+        look = _first_look(*chosen, words=words, special=special)
+        _write_page(said, out, model, look, truncate=truncate)
+        return
     view = _look(said, model, "words" if words else "tokens", truncate=truncate).select(*chosen)
     view = view if special else view.without_special()
     focus = None if token is None else view.find(token)
@@ -104,3 +113,35 @@ def _write(view: AttentionView, out: Path, focus: int | None) -> None:
     typer.echo(f"wrote {out}")
     for remark in remarks:
         typer.echo(f"saccade: {remark}", err=True)
+
+
+def _first_look(layer: int | str | None, head: int | str | None, *, words: bool, special: bool) -> str:
+    """What a page shows first, as in its links."""
+    if layer == MEAN:
+        raise errors.ArgumentError("--layer mean: a page shows one layer at a time; expected a number from 0")
+    fields = {} if layer is None else {"site": layer}
+    fields |= {} if head is None else {"head": head}
+    view = "/pattern" if fields else "/heads"
+    fields |= {} if words else {"words": 0}
+    fields |= {"special": 1} if special else {}
+    return "?".join([view, *(["&".join(f"{name}={value}" for name, value in fields.items())] if fields else [])])
+
+
+def _write_page(text: str, out: Path, model: str | None, look: str, *, truncate: bool) -> None:
+    from saccade.explorer import page
+
+    page.check_built(page.BUILT)
+    with progress("reading the model"):
+        from saccade.adapters import pretrained
+
+        loaded = pretrained.load(model)
+    with progress(f"writing {out}"), pretrained.quiet():
+        from saccade.explorer import standalone
+
+        explorer, dropped = standalone.reading(loaded, text, truncate=truncate)
+        half = standalone.write_page(explorer, out, look=look)
+    typer.echo(f"wrote {out}")
+    if dropped:
+        typer.echo(f"saccade: {dropped:,} tokens at the end were cut off", err=True)
+    if half:
+        typer.echo("saccade: queries, keys, values and hidden states are in half precision, to keep it small", err=True)

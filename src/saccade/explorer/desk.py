@@ -75,7 +75,7 @@ class Desk:
             del self._taken[future]
 
     def close(self) -> None:
-        """Take no more work, and give up all that there is."""
+        """Take no more work, and give up all that there is; a thread ends when it notices."""
         with self._lock:
             self._closed = True
             events = list(self._taken.values())
@@ -83,11 +83,8 @@ class Desk:
             event.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def join(self, seconds: float) -> bool:
-        """Wait for the threads to end, after `close`; False if one still works then."""
+    def join(self, seconds: float) -> None:
+        """Wait for the threads to notice, after `close`, and no longer than that."""
         with self._lock:
             taken = list(self._taken)
-        if wait(taken, seconds).not_done:
-            return False
-        self._pool.shutdown(wait=True)
-        return True
+        wait(taken, seconds)

@@ -150,7 +150,15 @@ def _bytes(pattern: Pattern) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-# ---------------------------------------------------------------------------------------- rows of a rectangle
+# ---------------------------------------------------------------------------------------- rectangles
+
+
+def weights(pattern: Pattern, queries: slice, keys: slice) -> Tensor:
+    """The weights ``(rows, columns)`` of one head, padding included.
+
+    Straight from the backend: what makes `Pattern` take any index costs more than a tile does.
+    """
+    return pattern.backend.window(pattern.problem, pattern.inputs, pattern.lse, queries, keys)[0, 0]
 
 
 def rows_of(

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from saccade.errors import NotRecordedError
 from saccade.explorer.explorer import Explorer
 from saccade.explorer.library import Text
 from saccade.explorer.parcel import pack
@@ -68,7 +70,8 @@ def _of_text(explorer: Explorer, text: Text, *, roles: bool) -> Mapping[str, Any
     }
     found[f"heads/{text.id}"] = explorer.answer("heads", {"text": text.id})
     if roles:
-        found[f"roles/{text.id}"] = explorer.run("roles", {"text": text.id})
+        with suppress(NotRecordedError):  # then the page says that they are not there
+            found[f"roles/{text.id}"] = explorer.run("roles", {"text": text.id})
     return found
 
 

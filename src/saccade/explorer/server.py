@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import socket
 import sys
 import threading
@@ -54,6 +55,7 @@ QUESTION_THREADS, QUESTION_LINE = 4, 64
 JOB_THREADS, JOB_LINE = 2, 8
 LARGEST_BODY = 4 << 20  # bytes
 BODY_SECONDS = 15.0  # for a body to arrive
+GRACE_SECONDS = 0.5  # for computations to notice that the server closes; one may have a process of its own to end
 
 NO_STORE = {"Cache-Control": "no-store"}
 LASTING = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -89,9 +91,10 @@ class Service:
         self._questions.close()
         self._jobs.close()
 
-    def join(self, seconds: float) -> bool:
-        """Wait for the computations to end, after `close`; False if one goes on and cannot be told to stop."""
-        return self._questions.join(seconds) and self._jobs.join(seconds)
+    def join(self, seconds: float) -> None:
+        """Wait for the computations to end, after `close`, and no longer than that."""
+        self._questions.join(seconds / 2)
+        self._jobs.join(seconds / 2)
 
     async def _file(self, request: Request) -> Response:
         found = page.find(request.path_params["path"], self._folder)
@@ -264,9 +267,19 @@ class Server(uvicorn.Server):
         host: what `listen` was given.
         token: what each question has to show.
         folder: the built page, see `page.BUILT`.
+        started: called when questions are answered from now on.
     """
 
-    def __init__(self, explorer: Explorer, listening: socket.socket, *, host: str, token: str, folder: Path) -> None:
+    def __init__(
+        self,
+        explorer: Explorer,
+        listening: socket.socket,
+        *,
+        host: str,
+        token: str,
+        folder: Path,
+        started: Callable[[], None] = lambda: None,
+    ) -> None:
         self.service = Service(explorer, folder)
         guard = Guard(self.service.app, token=token, host=host, port=listening.getsockname()[1])
         config = uvicorn.Config(
@@ -285,11 +298,18 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
+        self._tell_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve, and say so: from here on an interruption is an end, not an error."""
+        await super().startup(sockets)
+        self._tell_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Give up what is being computed, so that no answer has to be waited for, and close."""
         self.service.close()
         await super().shutdown(sockets)
+        self.service.join(GRACE_SECONDS)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -305,4 +325,5 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server(where, family=family)
     except OSError as error:
-        raise ArgumentError(f"--host {host} --port {port} cannot be listened on: {error.strerror}") from error
+        why = os.strerror(error.errno) if error.errno else str(error)  # `strerror` is Python's, and long
+        raise ArgumentError(f"--host {host} --port {port} cannot be listened on: {why}") from error

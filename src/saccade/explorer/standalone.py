@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade._version import __version__
+from saccade.adapters.pretrained import Pretrained, encode, together
 from saccade.errors import ArgumentError
 from saccade.explorer import page
 from saccade.explorer.explorer import Explorer, untold
@@ -40,6 +41,7 @@ from saccade.explorer.parcel import Answer, pack
 from saccade.explorer.saved import ANSWERS, TRACE, Files, answers, document
 from saccade.pattern import Pattern
 from saccade.statistics import LogSumExp
+from saccade.trace import record
 from saccade.trace.layout import CHUNK_KEYS, LITTLE, MEMBER, entry_path, group_json, itemsize, json_fill_value
 from saccade.trace.metadata import Array, Asked, EntryMetadata
 from saccade.trace.shards import shard_name
@@ -59,6 +61,30 @@ _LETTERS = _ITS_LETTERS.replace(b"<", b",")
 _HERE = Path(__file__).parent
 
 
+def reading(pretrained: Pretrained, text: str, *, truncate: bool = False) -> tuple[Explorer, int]:
+    """An explorer of one text, and how many tokens of it were cut off.
+
+    Args:
+        pretrained: the model that reads it.
+        text: any text that is not blank.
+        truncate: cut a text that is too long for the model instead of refusing it.
+
+    Raises:
+        ArgumentError: as of `saccade.adapters.pretrained.encode`.
+        UnsupportedModelError: the model's attention does not come through Saccade.
+    """
+    encoded = encode(pretrained, text, truncate=truncate)
+    with (
+        record(pretrained.model, pretrained.tokenizer, keep="qkv", name=pretrained.name) as trace,
+        torch.no_grad(),
+    ):
+        trace.next(texts=[text])
+        pretrained.model(**together(pretrained, [encoded]))
+    explorer = Explorer(reader=pretrained)
+    explorer.library.add(trace)
+    return explorer, encoded.dropped
+
+
 def write_page(
     explorer: Explorer,
     out: Path,
@@ -66,7 +92,7 @@ def write_page(
     look: str = "",
     progress: Callable[[float, str], None] = untold,
     folder: Path = page.BUILT,
-) -> None:
+) -> bool:
     """Write a page for the only text of an explorer.
 
     Args:
@@ -76,6 +102,9 @@ def write_page(
         progress: told the share that is done, and what is being done.
         folder: where the built page is.
 
+    Returns:
+        Whether its numbers are in half precision.
+
     Raises:
         ArgumentError: the text is too long for one file, or the file cannot be written.
         SaccadeError: the page is not built.
@@ -84,15 +113,17 @@ def write_page(
     (text,) = explorer.library.texts
     check_size(text)
     said = _answers(explorer, text, progress)
-    content = b""
-    for half in (False, True):
-        progress(1.0, f"packing the page, with numbers in {'half' if half else 'full'} precision")
-        files = said | {f"{ANSWERS}/document": pack(_document(explorer, half=half))} | dict(_store(text, half=half))
-        content = _html(files, parts, title=text.info["name"], look=look)
-        if len(content) <= SMALL:
-            break
+    half, content = False, _page(explorer, text, said, parts, look, half=False)
+    if len(content) > SMALL:
+        half, content = True, _page(explorer, text, said, parts, look, half=True)
     with whole(out) as temporary:
         temporary.write_bytes(content)
+    return half
+
+
+def _page(explorer: Explorer, text: Text, said: Files, parts: Mapping[str, str], look: str, *, half: bool) -> bytes:
+    files = said | {f"{ANSWERS}/document": pack(_document(explorer, half=half))} | dict(_store(text, half=half))
+    return _html(files, parts, title=text.info["name"], look=look)
 
 
 def check_size(text: Text) -> None:

@@ -10,14 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from saccade.errors import ArgumentError
 from saccade.explorer.library import Text
 from saccade.explorer.parameters import Range, read
 from saccade.explorer.parcel import Answer
-from saccade.explorer.patterns import Heads
+from saccade.explorer.patterns import Heads, weights
 from saccade.explorer.work import Asked, go_on
 from saccade.pattern import Pattern
 
@@ -28,6 +30,8 @@ MOST_UNITS = 256
 MOST_PARTNERS = 64
 BLOCK = 1 << 22  # weights that are held at a time: 16 MiB
 SIDES = ("queries", "keys")
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -49,42 +53,45 @@ class _Side:
     """The queries or the keys of a site as units: tokens, or words.
 
     Attributes:
-        unit: int64 ``(N,)``, the unit of each token, ascending.
+        first: int64 ``(units + 1,)``, the first token of each unit, and how many tokens there are.
         special: booleans ``(units,)``.
         averaged: whether a unit is the mean of its tokens, as queries are, and not their sum.
     """
 
-    unit: Tensor
+    first: NDArray[np.int64]
     special: Tensor
     averaged: bool
 
     @classmethod
     def of(cls, text: Text, sequence: str | None, length: int, *, words: bool, queries: bool) -> _Side:
-        unit, special = torch.arange(length, device="cpu"), torch.zeros(length, dtype=torch.bool, device="cpu")
         if sequence is None:
-            return cls(unit, special, queries)
+            return cls(np.arange(length + 1), torch.zeros(length, dtype=torch.bool, device="cpu"), queries)
         tokens = text.tokens(sequence)
-        if words and tokens.words < length:  # a special token is a word by itself
-            special = torch.zeros(tokens.words, dtype=torch.bool, device="cpu")
-            special[tokens.word[tokens.special]] = True
-            return cls(tokens.word, special, queries)
-        return cls(unit, tokens.special, queries)
+        if not words:
+            return cls(np.arange(length + 1), tokens.special, queries)
+        first = np.searchsorted(tokens.word.numpy(), np.arange(tokens.words + 1))
+        return cls(first, tokens.special[first[:-1]], queries)  # a special token is a word by itself
 
-    def tokens(self, units: slice) -> slice:
-        """The tokens of some units."""
-        ends = torch.searchsorted(self.unit, torch.tensor([units.start, units.stop], device="cpu"))
-        return slice(int(ends[0]), int(ends[1]))
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        return len(self.special)
 
-    def merge(self, values: Tensor, tokens: slice, units: slice, dim: int) -> Tensor:
-        """A dimension of some tokens, which belong to some units, as these units' sums or shares of their means."""
-        if len(self.special) == len(self.unit):
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are."""
+        return int(self.first[-1])
+
+    def merge(self, values: Floats, tokens: slice, units: slice, axis: int) -> Floats:
+        """An axis of some tokens as the units that they belong to: their sums, or their part of the units' means."""
+        if self.units == self.tokens:
             return values
+        first = np.maximum(self.first[units.start : units.stop] - tokens.start, 0)
+        summed: Floats = np.add.reduceat(values, first, axis=axis)
         if self.averaged:
-            sizes = self.unit.bincount()[self.unit[tokens]].to(values)
-            values = values / (sizes[:, None] if dim == 0 else sizes)
-        shape = list(values.shape)
-        shape[dim] = units.stop - units.start
-        return values.new_zeros(shape).index_add_(dim, self.unit[tokens] - units.start, values)
+            sizes = np.diff(self.first)[units].astype(np.float32)
+            summed /= sizes[:, None] if axis == 0 else sizes
+        return summed
 
 
 def strongest(explorer: Explorer, parameters: Mapping[str, Any], cancelled: Asked) -> Answer:
@@ -94,7 +101,7 @@ def strongest(explorer: Explorer, parameters: Mapping[str, Any], cancelled: Aske
     chosen = [Heads.of(explorer, asked.text, asked.site, head) for head in asked.heads]
     chosen[0].need_exact()
     mine, others = _sides(chosen[0], asked)
-    units = chosen[0].check_range("range", asked.range, len(mine.special))
+    units = chosen[0].check_range("range", asked.range, mine.units)
     found = [_of_head(heads, asked, mine, others, units, cancelled) for heads in chosen]
     partner, weight, whole, special = (torch.stack(parts) for parts in zip(*found, strict=True))
     return {"partner": partner.int(), "weight": weight, "whole": whole, "special": special}
@@ -133,37 +140,37 @@ def _of_head(
 
 def _merged(pattern: Pattern, mine: _Side, others: _Side, units: slice, cancelled: Asked) -> Iterator[Tensor]:
     """The weights between some units and all partners ``(units, partners)``, few units at a time."""
-    step = max(BLOCK // len(others.special), 1)
-    every, all_tokens = slice(0, len(others.special)), slice(0, len(others.unit))
-    for first in range(units.start, units.stop, step):
-        part = slice(first, min(first + step, units.stop))
-        total = torch.zeros(part.stop - part.start, every.stop, dtype=torch.float64, device="cpu")
-        tokens = mine.tokens(part)
-        for block in _blocks(tokens, max(BLOCK // len(others.unit), 1)):
+    step = BLOCK // max(others.tokens, 1)
+    for part in _blocks(units, step):
+        tokens = slice(int(mine.first[part.start]), int(mine.first[part.stop]))
+        total = np.zeros((part.stop - part.start, others.units), dtype=np.float32)
+        for block in _blocks(tokens, step):  # a word may be long
             go_on(cancelled)
-            values = _weights(pattern, block, all_tokens, by_query=mine.averaged).double()
-            here = slice(int(mine.unit[block.start]), int(mine.unit[block.stop - 1]) + 1)
-            found = mine.merge(others.merge(values, all_tokens, every, 1), block, here, 0)
-            total[here.start - part.start : here.stop - part.start] += found
-        yield total
+            weights = _weights(pattern, block, slice(0, others.tokens), by_query=mine.averaged)
+            partners = others.merge(weights, slice(0, others.tokens), slice(0, others.units), 1)
+            ends = np.searchsorted(mine.first, (block.start, block.stop - 1), side="right")
+            here = slice(int(ends[0]) - 1, int(ends[1]))
+            total[here.start - part.start : here.stop - part.start] += mine.merge(partners, block, here, 0)
+        yield torch.from_numpy(total)
 
 
-def _blocks(tokens: slice, step: int) -> Iterator[slice]:
-    for first in range(tokens.start, tokens.stop, step):
-        yield slice(first, min(first + step, tokens.stop))
+def _blocks(whole: slice, step: int) -> Iterator[slice]:
+    for first in range(whole.start, whole.stop, max(step, 1)):
+        yield slice(first, min(first + max(step, 1), whole.stop))
 
 
-def _weights(pattern: Pattern, mine: slice, others: slice, *, by_query: bool) -> Tensor:
+def _weights(pattern: Pattern, mine: slice, others: slice, *, by_query: bool) -> Floats:
     """The weights between some tokens of the side that is asked about and those of the other side."""
-    return pattern[0, 0, mine, others] if by_query else pattern[0, 0, others, mine].mT
+    found: Floats = (weights(pattern, mine, others) if by_query else weights(pattern, others, mine).mT).numpy()
+    return found
 
 
 def _heaviest(values: Tensor, left_out: Tensor | None, count: int) -> tuple[Tensor, ...]:
     """Of rows, the heaviest entries and their places, the sum of all, and of it that of those that are left out."""
-    whole, special = values.sum(1), values.new_zeros(len(values))
+    whole, special = values.sum(1, dtype=torch.float64), values.new_zeros(len(values))
     if left_out is not None:
         special = values[:, left_out].sum(1)
-        values = values.masked_fill(left_out, 0.0)
+        values[:, left_out] = 0.0
     weight, partner = values.topk(min(count, values.shape[1]), 1)
     partner = partner.where(weight > 0, -1)  # nor does NaN, which is not greater than 0, name a partner
     missing = count - weight.shape[1]

@@ -18,7 +18,7 @@ from torch import Tensor
 from saccade.errors import ArgumentError
 from saccade.explorer.parameters import Head, Range, read
 from saccade.explorer.parcel import Answer
-from saccade.explorer.patterns import Floats, Heads, fold, rows_of
+from saccade.explorer.patterns import Floats, Heads, fold, rows_of, weights
 from saccade.explorer.stored import margins_of_all, stored_tile
 from saccade.explorer.work import Asked, go_on
 from saccade.statistics import cell_bounds
@@ -64,19 +64,19 @@ def tile(explorer: Explorer, parameters: Mapping[str, Any], cancelled: Asked) ->
         raise ArgumentError(f"reduce = {asked.reduce[:100]!r}: expected one of {', '.join(REDUCTIONS)}")
     heads = Heads.of(explorer, asked.text, asked.site, asked.head)
     queries, keys = _place(asked, heads.shape)
-    found = stored_tile(heads, (queries, keys), asked.level, asked.reduce)
-    if found is not None:
-        return found
+    kept = stored_tile(heads, (queries, keys), asked.level, asked.reduce)
+    if kept is not None:
+        return kept
     if asked.level == 0:
-        weights: Tensor | Floats = _window(heads, queries, keys, cancelled)
+        found: Tensor | Floats = _window(heads, queries, keys, cancelled)
     elif len(heads.places) > 1 and asked.reduce == "max":
-        weights = _largest_of_mean(heads, (queries, keys), 1 << asked.level, cancelled)
+        found = _largest_of_mean(heads, (queries, keys), 1 << asked.level, cancelled)
     else:
-        weights = _reduced(heads, (queries, keys), 1 << asked.level, asked.reduce, cancelled)
+        found = _reduced(heads, (queries, keys), 1 << asked.level, asked.reduce, cancelled)
     return {
         "queries": [queries.start, queries.stop],
         "keys": [keys.start, keys.stop],
-        "weights": weights,
+        "weights": found,
         "exact": asked.level == 0,
         "reduce": asked.reduce,
     }
@@ -102,9 +102,11 @@ def _place(asked: TileKey, shape: tuple[int, int]) -> tuple[slice, slice]:
 
 def _window(heads: Heads, queries: slice, keys: slice, cancelled: Asked) -> Tensor:
     """The weights themselves, of the mean if there are several heads."""
-    total = sum(pattern[0, 0, queries, keys] for pattern in heads.patterns(cancelled))
-    assert isinstance(total, Tensor)
-    return total / len(heads.places)
+    each = (weights(pattern, queries, keys) for pattern in heads.patterns(cancelled))
+    total = next(each)
+    for found in each:
+        total += found
+    return total.div_(len(heads.places))
 
 
 def _reduced(heads: Heads, area: tuple[slice, slice], size: int, reduce: str, cancelled: Asked) -> Floats:
@@ -141,7 +143,7 @@ def _largest_of_mean(heads: Heads, area: tuple[slice, slice], size: int, cancell
         mean = np.zeros((block.stop - block.start, keys.stop - keys.start), dtype=np.float32)
         for pattern in patterns:
             go_on(cancelled)
-            mean += pattern[0, 0, block, keys].numpy()
+            mean += weights(pattern, block, keys).numpy()
         rows = torch.from_numpy(np.maximum.reduceat(mean, starts, axis=1) / len(patterns))
         fold(total, slice(first - queries.start, block.stop - queries.start), rows, bounds[0], "max")
     return total

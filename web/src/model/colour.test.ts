@@ -61,6 +61,14 @@ describe("tones", () => {
     expect(colourOf(scale, 0.4)).toEqual(SACCADE.at(-1));
   });
 
+  it("writes round numbers at linear scales", () => {
+    const at = (top: number) => ticksOf(scaleOf(tallyOf(top), "linear", "greys", false)).map(({ weight }) => weight);
+    expect(at(0.15)).toEqual([0, 0.05, 0.1, 0.15]);
+    expect(at(1)).toEqual([0, 0.2, 0.4, 0.6, 0.8, 1]);
+    expect(at(0.35)).toEqual([0, 0.1, 0.2, 0.3]);
+    expect(at(2e-5)).toEqual([0, 5e-6, 1e-5, 1.5e-5, 2e-5]);
+  });
+
   it("gives each decade of a logarithmic scale the same room", () => {
     const scale = scaleOf(tallyOf(1e-9, 1), "log", "saccade", false);
     expect([1e-4, 1e-3, 1e-2, 0.1, 1].map((weight) => placeOf(scale, weight))).toEqual(

@@ -164,8 +164,9 @@ export function colourOf(scale: Scale, weight: number): Colour {
 
 /** Weights to write at the legend, ascending, with their places on it. */
 export function ticksOf(scale: Scale): { weight: number; place: number }[] {
-  const sizes = scale.ranks ? quartiles(scale) : scale.logarithmic ? decades(scale) : linear(scale.top);
-  const some = sizes.filter((size, i) => size > 0 && (sizes.length - 1 - i) % 2 === 0);
+  const sizes = scale.ranks ? quartiles(scale) : scale.logarithmic ? decades(scale) : linear(scale.top, scale.signed ? 2 : 5);
+  const every = scale.logarithmic ? 2 : 1; // two sides have half the room each
+  const some = sizes.filter((size, i) => size > 0 && (sizes.length - 1 - i) % every === 0);
   const weights = scale.signed ? [...some.map((size) => -size).reverse(), 0, ...some] : sizes;
   return weights.map((weight) => ({ weight, place: legendPlaceOf(scale, weight) }));
 }
@@ -178,8 +179,10 @@ export function roundedUp(largest: number): number {
   return Number(((least ?? 10) * power).toPrecision(1));
 }
 
-function linear(top: number): number[] {
-  return [0, 1, 2, 3, 4].map((quarter) => (top * quarter) / 4);
+function linear(top: number, most: number): number[] {
+  const power = 10 ** Math.floor(Math.log10(top) - 1);
+  const step = ([1, 2, 5, 10, 20, 50].find((times) => top / (times * power) < most + 1e-6) ?? 50) * power;
+  return Array.from({ length: Math.floor(top / step + 1e-6) + 1 }, (_, i) => Number((i * step).toPrecision(6)));
 }
 
 function decades(scale: Scale): number[] {

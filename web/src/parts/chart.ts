@@ -92,7 +92,9 @@ export function spread(wanted: readonly number[], gap: number, [low, high]: Pair
     placed[k] = Math.min(placed[k] as number, most);
   }
   const result = new Array<number>(wanted.length);
-  order.forEach((i, k) => (result[i] = placed[k] as number));
+  order.forEach((i, k) => {
+    result[i] = placed[k] as number;
+  });
   return result;
 }
 

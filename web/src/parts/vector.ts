@@ -40,9 +40,10 @@ export function layersOf(numbers: ArrayLike<number>, full: number): Layer[] {
   }));
 }
 
-/** A path of small lines in the cells of negative numbers: their sign without colour. */
-export function minusPath(numbers: ArrayLike<number>): string {
-  return Array.from(numbers, (value, i) => (value < 0 ? `M${i + 0.32} .5h.36` : "")).join("");
+/** A path of small lines in the cells of negative numbers, their sign without colour; not where the colour is too pale to matter. */
+export function minusPath(numbers: ArrayLike<number>, full: number): string {
+  const least = (1.5 / DEPTHS) * full;
+  return Array.from(numbers, (value, i) => (value <= -least ? `M${i + 0.34} .5h.32` : "")).join("");
 }
 
 /** A path of crosses in the cells that hold no number. */

@@ -29,6 +29,14 @@ import { Recorded } from "./recorded";
 import { strongest } from "./strongest";
 import { margins, tile, window } from "./tiles";
 
+interface Asked {
+  text: string;
+  site: number;
+  head: Head;
+  queries?: Range;
+  keys?: Range;
+}
+
 type Answered<Q extends keyof Questions> = (
   source: StoredSource,
   parameters: Questions[Q][0],
@@ -132,20 +140,23 @@ export class StoredSource implements Source {
     });
   }
 
-  /** A site of which any weight can be computed, and what is asked of it is there. */
-  async exact(asked: { text: string; site: number; head: Head; queries?: Range; keys?: Range }): Promise<Recorded> {
+  /** A site that has the head and the ranges that are asked about. */
+  async asked(asked: Asked): Promise<Recorded> {
     const site = await this.site(asked.text, asked.site);
-    const { info } = site;
-    if (!info.exact) {
-      throw new SourceError(
-        "The trace has no queries and keys, so no weight can be computed: record with --keep qk.",
-        "bad",
-      );
-    }
-    checkHead(info.heads.length, asked.head);
-    checkRange("queries", info.queries, asked.queries);
-    checkRange("keys", info.keys, asked.keys);
+    checkHead(site.info.heads.length, asked.head);
+    checkRange("queries", site.info.queries, asked.queries);
+    checkRange("keys", site.info.keys, asked.keys);
     return site;
+  }
+
+  /** The same, of which any weight can be computed. */
+  async exact(asked: Asked): Promise<Recorded> {
+    const site = await this.asked(asked);
+    if (site.info.exact) return site;
+    throw new SourceError(
+      "The trace has no queries and keys, so no weight can be computed: record with --keep qk.",
+      "bad",
+    );
   }
 
   async text(id: string): Promise<TextInfo> {

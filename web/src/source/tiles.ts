@@ -37,9 +37,10 @@ export async function window(source: StoredSource, asked: Rectangle, signal?: Ab
 }
 
 export async function margins(source: StoredSource, asked: Rectangle, signal?: AbortSignal): Promise<MarginsAnswer> {
-  const site = await source.exact(asked);
+  const site = await source.asked(asked);
   const { queries, keys, head } = asked;
   const known = await marginsOfAll(site, asked, signal);
+  if (!known) await source.exact(asked);
   const [rows, columns] = known ?? [new Float64Array(length(queries)), new Float64Array(length(keys))];
   if (!known) {
     check(site, asked, LONGEST, "Zoom in for the sums along the sides: so many weights are too much for a saved page.");
@@ -67,7 +68,7 @@ export async function margins(source: StoredSource, asked: Rectangle, signal?: A
 }
 
 export async function tile(source: StoredSource, asked: TileKey, signal?: AbortSignal): Promise<TileAnswer> {
-  const site = await source.site(asked.text, asked.site);
+  const site = await source.asked(asked);
   const { info } = site;
   const queries = place("row", asked.row, asked.level, info.queries);
   const keys = place("column", asked.column, asked.level, info.keys);
@@ -251,6 +252,7 @@ async function marginsOfAll(
   signal: AbortSignal | undefined,
 ): Promise<[Float64Array, Float64Array] | null> {
   const { stack } = site;
+  if (!site.info.exact && !stack.statistics.some(({ field }) => field === "lse")) return null;
   if (length(queries) !== stack.queries || length(keys) !== stack.keys) return null;
   const heads = head === "mean" ? site.info.heads.map((_, at) => at) : [head];
   const [given, received] = [new Float64Array(stack.queries), new Float64Array(stack.keys)];

@@ -21,7 +21,10 @@ describe("formulas", () => {
 
 describe("fitted", () => {
   it("finds the factors that made the points", () => {
-    const curve = fitted(along((n) => 2e-9 * n * n + 3e-7 * n + 1e-5), [2, 1, 0]);
+    const curve = fitted(
+      along((n) => 2e-9 * n * n + 3e-7 * n + 1e-5),
+      [2, 1, 0],
+    );
     expect(curve?.terms.map((term) => term.power)).toEqual([2, 1, 0]);
     expect(curve?.at(2 ** 20)).toBeCloseTo(2e-9 * 2 ** 40 + 3e-7 * 2 ** 20 + 1e-5, 3);
     expect(curve?.worst).toBeLessThan(1e-6);
@@ -29,25 +32,74 @@ describe("fitted", () => {
   });
 
   it("takes no power off: points below a parabola give factors that are not negative", () => {
-    const curve = fitted(along((n) => 2e-9 * n * n - 1e-7 * n + 1e-4), [2, 1, 0]);
+    const curve = fitted(
+      along((n) => 2e-9 * n * n - 1e-7 * n + 1e-4),
+      [2, 1, 0],
+    );
     expect(curve?.terms.every((term) => term.factor >= 0)).toBe(true);
     expect(curve?.worst).toBeGreaterThan(0);
   });
 
   it("keeps the first power though a straight line would do", () => {
-    const curve = fitted(along((n) => 1e-6 * n), [2, 1, 0]);
+    const curve = fitted(
+      along((n) => 1e-6 * n),
+      [2, 1, 0],
+    );
     expect(curve?.terms[0]?.factor).toBeGreaterThan(0);
   });
 
-  it("goes through one point by the first power alone, and through none not at all", () => {
-    expect(fitted([[100, 5]], [2, 1, 0])?.at(200)).toBeCloseTo(20, 9);
+  it("draws no curve from two points, or from what is no cost", () => {
     expect(fitted([], [2, 1, 0])).toBeNull();
-    expect(fitted([[100, 0]], [1, 0])).toBeNull();
+    expect(
+      fitted(
+        [
+          [100, 5],
+          [200, 20],
+        ],
+        [2, 1, 0],
+      ),
+    ).toBeNull();
+    expect(
+      fitted(
+        [
+          [100, 5],
+          [200, 20],
+          [400, 0],
+        ],
+        [1, 0],
+      ),
+    ).toBeNull();
+    expect(
+      fitted(
+        [
+          [100, 5],
+          [200, 20],
+          [400, 80],
+        ],
+        [2, 1, 0],
+      )?.at(800),
+    ).toBeCloseTo(320, 9);
+  });
+
+  it("has fewer powers than points: noise in three is not followed", () => {
+    const terms = fitted(
+      [
+        [1, 1],
+        [2, 4.4],
+        [4, 15],
+      ],
+      [2, 1, 0],
+    )?.terms.filter(({ factor }) => factor > 0);
+    expect(terms?.length).toBeLessThan(3);
   });
 
   it("counts small points as much as large ones", () => {
-    const points: [number, number][] = [[10, 1e-6], [1000, 1e-2]];
-    expect(fitted(points, [2, 0])?.worst).toBeLessThan(0.01);
+    const points: [number, number][] = [
+      [10, 1e-6],
+      [100, 1e-4],
+      [1000, 1.2e-2],
+    ];
+    expect(fitted(points, [2])?.worst).toBeLessThan(0.16);
   });
 });
 
@@ -57,6 +109,7 @@ const ANSWER: CostAnswer = {
   width: 32,
   itemsize: 4,
   points: [
+    { length: 512, ours: { seconds: 0.004, bytes: 2000 }, stored: { seconds: 0.008, bytes: 8e6 } },
     { length: 256, ours: { seconds: 0.001, bytes: 1000 }, stored: { seconds: 0.002, bytes: 2e6 } },
     { length: 1024, ours: { seconds: 0.016, bytes: 4000 }, stored: { seconds: 0.032, bytes: 3e7 } },
     { length: 4096, ours: { seconds: 0.256, bytes: 16000 }, stored: null },
@@ -76,6 +129,13 @@ describe("Cost", () => {
 
   it("has a stored pattern's bytes from the formula, whatever was measured", () => {
     expect(cost.at("stored", "bytes", 256)).toEqual({ value: 4 * 256 * 256 * 4, origin: "formula" });
+  });
+
+  it("says a measured point where there are too few for a line", () => {
+    const few = new Cost(4, 4, { ...ANSWER, points: ANSWER.points.slice(0, 2) });
+    expect(few.curve("ours", "seconds")).toBeNull();
+    expect(few.at("ours", "seconds", 512)).toEqual({ value: 0.004, origin: "measured" });
+    expect(few.at("ours", "seconds", 1024)).toBeNull();
   });
 
   it("without an answer knows the formula only", () => {

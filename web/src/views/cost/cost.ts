@@ -34,16 +34,20 @@ export interface Curve {
 
 /**
  * The sum of powers, none taken off, that misses measured points least in proportion to them: a point of a millisecond
- * counts as much as one of a second. The first power is always in it: it is the one that theory says. null: no point.
+ * counts as much as one of a second. The first power is always in it: it is the one that theory says. There are fewer
+ * powers than points, as a sum that goes through all of them says nothing about the next. null: fewer than `FEWEST` points.
  */
-export function fitted(points: readonly (readonly [length: number, value: number])[], powers: readonly number[]): Curve | null {
+export function fitted(
+  points: readonly (readonly [length: number, value: number])[],
+  powers: readonly number[],
+): Curve | null {
   const known = points.filter(([length, value]) => length > 0 && value > 0);
-  if (known.length === 0) return null;
+  if (known.length < FEWEST) return null;
   const lengths = known.map(([length]) => length);
   const longest = Math.max(...lengths);
   let best: { factors: number[]; miss: number } | null = null;
   for (const chosen of choices(powers)) {
-    if (chosen.length > known.length) continue;
+    if (chosen.length >= known.length) continue;
     const rows = known.map(([length, value]) => chosen.map((power) => (length / longest) ** power / value));
     const factors = leastSquares(rows);
     if (!factors?.every((factor) => factor > 0)) continue;
@@ -58,10 +62,14 @@ export function fitted(points: readonly (readonly [length: number, value: number
   return { terms, at, worst, measured: [Math.min(...lengths), longest] };
 }
 
+/** Points from which a curve is drawn: two say nothing about a third. */
+export const FEWEST = 3;
+
 /** All choices of powers with the first among them, small ones first. */
 function choices(powers: readonly number[]): number[][] {
   const [first, ...others] = powers as [number, ...number[]];
-  const some = others.reduce<number[][]>((made, power) => [...made, ...made.map((chosen) => [...chosen, power])], [[first]]);
+  const some = [[first]];
+  for (const power of others) some.push(...some.map((chosen) => [...chosen, power]));
   return some.sort((a, b) => a.length - b.length);
 }
 
@@ -83,7 +91,9 @@ function leastSquares(rows: readonly (readonly number[])[]): number[] | null {
 function solved(system: number[][]): number[] | null {
   const n = system.length;
   for (let i = 0; i < n; i++) {
-    const pivot = system.slice(i).reduce((best, row, k) => (Math.abs(row[i] as number) > Math.abs(system[best]?.[i] as number) ? i + k : best), i);
+    const pivot = system
+      .slice(i)
+      .reduce((best, row, k) => (Math.abs(row[i] as number) > Math.abs(system[best]?.[i] as number) ? i + k : best), i);
     [system[i], system[pivot]] = [system[pivot] as number[], system[i] as number[]];
     const top = system[i] as number[];
     if (Math.abs(top[i] as number) < 1e-300) return null;
@@ -129,7 +139,10 @@ export class Cost {
     readonly answer: CostAnswer | null,
   ) {
     const of = (way: Way, quantity: Quantity) => this.points(way, quantity);
-    this.seconds = { ours: fitted(of("ours", "seconds"), [2, 1, 0]), stored: fitted(of("stored", "seconds"), [2, 1, 0]) };
+    this.seconds = {
+      ours: fitted(of("ours", "seconds"), [2, 1, 0]),
+      stored: fitted(of("stored", "seconds"), [2, 1, 0]),
+    };
     this.oursBytes = fitted(of("ours", "bytes"), [1, 0]);
   }
 
@@ -156,10 +169,10 @@ export class Cost {
   /** The cost at a length: measured if it was, else what the line says. The stored pattern's bytes are exact. */
   at(way: Way, quantity: Quantity, length: number): Said | null {
     const curve = this.curve(way, quantity);
-    if (!curve) return null;
-    if (way === "stored" && quantity === "bytes") return { value: curve(length), origin: "formula" };
+    if (curve && way === "stored" && quantity === "bytes") return { value: curve(length), origin: "formula" };
     const measured = this.points(way, quantity).find(([at]) => at === length);
     if (measured) return { value: measured[1], origin: "measured" };
+    if (!curve) return null;
     const [least, most] = this.measured(way, quantity) ?? [Infinity, -Infinity];
     return { value: curve(length), origin: length >= least && length <= most ? "between" : "extrapolated" };
   }
@@ -168,7 +181,8 @@ export class Cost {
 /** Powers of a number in a range, for ticks. */
 export function powers(base: number, [least, most]: readonly [number, number]): number[] {
   const found = [];
-  for (let k = Math.ceil(Math.log(least) / Math.log(base) - 1e-9); base ** k <= most * (1 + 1e-9); k++) found.push(base ** k);
+  for (let k = Math.ceil(Math.log(least) / Math.log(base) - 1e-9); base ** k <= most * (1 + 1e-9); k++)
+    found.push(base ** k);
   return found;
 }
 

@@ -28,13 +28,16 @@ export function sentences(cost: Cost, length: number): string {
     `At ${grouped(length)} tokens each head’s pattern has ${counted(entries(1, length))} entries.`,
     `Stored, those of this layer alone need ${bytes(stored.value)}${stored.value > gpu.value ? `, ${times(stored.value / gpu.value)} times what a GPU of 80 GB holds` : ""}${ours ? `; ours needs ${told(ours, "bytes")}` : ""}.`,
   ];
-  if (time.stored && time.ours) said.push(`Storing it takes ${told(time.stored, "seconds")}, ours ${told(time.ours, "seconds")}.`);
+  if (time.stored && time.ours)
+    said.push(`Storing it takes ${told(time.stored, "seconds")}, ours ${told(time.ours, "seconds")}.`);
   return said.join(" ");
 }
 
 /** How far memories reach. */
 export function reach(cost: Cost): string {
-  const told = MEMORIES.map(({ value }) => `${bytes(value)} hold that of ${grouped(longestThatFits(cost.heads, cost.itemsize, value))} tokens`);
+  const told = MEMORIES.map(
+    ({ value }) => `${bytes(value)} hold that of ${grouped(longestThatFits(cost.heads, cost.itemsize, value))} tokens`,
+  );
   return `${told.join(", ")}, and nothing else.`;
 }
 
@@ -48,7 +51,8 @@ export function rowsOf(cost: Cost): [columns: string[], rows: (string | number)[
         const point = cost.points(way, quantity).find(([at]) => at === length);
         const line = cost.at(way, quantity, length);
         const made = point ? [[length, WAYS[way].name, quantity, point[1], ORIGINS.measured]] : [];
-        if (line && line.origin !== "measured") made.push([length, WAYS[way].name, quantity, line.value, ORIGINS[line.origin]]);
+        if (line && line.origin !== "measured")
+          made.push([length, WAYS[way].name, quantity, line.value, ORIGINS[line.origin]]);
         return made;
       }),
     ),

@@ -17,6 +17,8 @@ export interface Told {
   heads: readonly number[];
   /** How many keys there are. */
   keys: number;
+  /** The query, bare. */
+  queryLabel: string;
   /** A key in quotes, and bare. */
   quoted: (position: number) => string;
   label: (position: number) => string;

@@ -1,5 +1,6 @@
 /** Lines as pixels and as paths: opacity and width are the weight, colours the head's, or from query to key for one head. */
 import type { Line } from "./layout";
+import { Raster, type Ink } from "./raster";
 
 export type Tone = "linear" | "log";
 
@@ -33,11 +34,13 @@ export function isDashed(head: number): boolean {
   return Math.floor(head / HUES.length) % 2 === 1;
 }
 
-const DASHES = [5, 4];
+const DASHES = [5, 4] as const;
 /** Where a logarithmic scale of opacity begins, as a part of its end. */
 const FAINTEST = 0.001;
-/** Opacity that no screen shows. */
-const UNSEEN = 1 / 512;
+/** Opacity that a thousand lines over each other do not show. */
+const UNSEEN = 1e-5;
+/** Opacity that no drawing program shows. */
+const UNSEEN_IN_SVG = 1 / 512;
 const [THIN, THICK] = [0.6, 5];
 /** How much of a line's way its end bends. */
 const BEND = 0.45;
@@ -71,36 +74,54 @@ export interface Pen {
 
 export type RGB = readonly [number, number, number];
 
-/** Draw lines, in order. Those that no screen shows are passed over. */
-export function drawLines(context: CanvasRenderingContext2D, lines: readonly Line[], pen: Pen): void {
-  const styles = new Map<string, CanvasGradient>();
-  const [near, far, bend] = pen.fromRight ? [pen.width, 0, -BEND] : [0, pen.width, BEND];
-  for (const line of lines) {
-    const opacity = opacityOf(line.weight, pen.tone, pen.top);
-    if (opacity < UNSEEN) continue;
-    const name = `${line.head} ${line.fades}`;
-    const style = styles.get(name) ?? gradient(context, line, pen);
-    styles.set(name, style);
-    context.globalAlpha = opacity;
-    context.strokeStyle = style;
-    context.lineWidth = widthOf(opacity);
-    context.setLineDash(pen.dashed[line.head] ? DASHES : []);
-    context.beginPath();
-    context.moveTo(near, line.from);
-    context.bezierCurveTo(near + bend * pen.width, line.from, far - bend * pen.width, line.to, far, line.to);
-    context.stroke();
+/** Draws lines on a canvas; keeps what it needs from one drawing to the next. */
+export class Brush {
+  private raster: Raster | null = null;
+
+  /** Draw lines, in order, with `ratio` pixels of the screen for each of the page. */
+  draw(canvas: HTMLCanvasElement, lines: readonly Line[], pen: Pen, ratio: number): void {
+    const [width, height] = [Math.max(1, Math.round(pen.width * ratio)), Math.max(1, Math.round(pen.height * ratio))];
+    if (this.raster?.width !== width || this.raster.height !== height) this.raster = new Raster(width, height, BEND);
+    else this.raster.clear();
+    const inks = new Map<string, Ink>();
+    for (const line of lines) {
+      const opacity = opacityOf(line.weight, pen.tone, pen.top);
+      if (opacity < UNSEEN) continue;
+      const name = `${line.head} ${line.fades}`;
+      const ink = inks.get(name) ?? inkOf(line, pen, width, ratio);
+      inks.set(name, ink);
+      const [left, right] = pen.fromRight ? [line.to, line.from] : [line.from, line.to];
+      this.raster.stroke(left * ratio, right * ratio, widthOf(opacity) * ratio, opacity, ink);
+    }
+    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
+    canvas.getContext("2d")?.putImageData(new ImageData(this.raster.pixels(), width, height), 0, 0);
   }
-  context.globalAlpha = 1;
 }
 
-function gradient(context: CanvasRenderingContext2D, line: Line, pen: Pen): CanvasGradient {
-  const made = context.createLinearGradient(0, 0, pen.width, 0);
-  for (const { at, colour, opacity } of stopsOf(line, pen)) made.addColorStop(at, `rgb(${colour.join(" ")} / ${opacity})`);
-  return made;
+/** A line's colours and opacities in each column. */
+function inkOf(line: Line, pen: Pen, width: number, ratio: number): Ink {
+  const stops = stopsOf(line, pen);
+  const ink = new Float32Array(width * 4);
+  for (let x = 0; x < width; x++) {
+    const at = (x + 0.5) / width;
+    const after = Math.max(1, stops.findIndex((stop) => stop.at >= at));
+    const [a, b] = [stops[after - 1] as Stop, stops[after] as Stop];
+    const share = (at - a.at) / (b.at - a.at);
+    const gap = pen.dashed[line.head] && (x / ratio) % (DASHES[0] + DASHES[1]) >= DASHES[0];
+    ink.set([0, 1, 2].map((i) => (a.colour[i] as number) * (1 - share) + (b.colour[i] as number) * share), x * 4);
+    ink[x * 4 + 3] = gap ? 0 : a.opacity * (1 - share) + b.opacity * share;
+  }
+  return ink;
+}
+
+interface Stop {
+  at: number;
+  colour: RGB;
+  opacity: number;
 }
 
 /** The colours along a line from left to right. */
-function stopsOf({ head, fades }: Line, { colours, fromRight }: Pen): { at: number; colour: RGB; opacity: number }[] {
+function stopsOf({ head, fades }: Line, { colours, fromRight }: Pen): Stop[] {
   const [left, middle, right] = colours[head] as readonly [RGB, RGB, RGB];
   const fadesLeft = fades === "both" || fades === (fromRight ? "far" : "near");
   const fadesRight = fades === "both" || fades === (fromRight ? "near" : "far");
@@ -117,7 +138,7 @@ export function linesAsSvg(lines: readonly Line[], pen: Pen, x: number, name: st
   const [near, far, bend] = pen.fromRight ? [x + pen.width, x, -BEND] : [x, x + pen.width, BEND];
   const paths = lines.flatMap((line) => {
     const opacity = opacityOf(line.weight, pen.tone, pen.top);
-    if (opacity < UNSEEN) return [];
+    if (opacity < UNSEEN_IN_SVG) return [];
     const id = `${name}-${line.head}-${line.fades}`;
     if (!styles.has(id)) styles.set(id, gradientAsSvg(id, line, pen, x));
     const curve = `M${n(near)} ${n(line.from)}C${n(near + bend * pen.width)} ${n(line.from)} ${n(far - bend * pen.width)} ${n(line.to)} ${n(far)} ${n(line.to)}`;

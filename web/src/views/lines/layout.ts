@@ -79,21 +79,28 @@ export interface Line {
   readonly fades: "none" | "near" | "far" | "both";
 }
 
-/** The lines of some units, weak ones first. `rows(unit)`: [head]. */
-export function linesOf(near: Column, far: Column, units: Iterable<number>, rows: (unit: number) => readonly (Row | undefined)[]): Line[] {
+/** The lines of some units, weak ones first. `rows(unit)`: [head]. `most`: how many of each row at most. */
+export function linesOf(
+  near: Column,
+  far: Column,
+  units: Iterable<number>,
+  rows: (unit: number) => readonly (Row | undefined)[],
+  most = Number.POSITIVE_INFINITY,
+): Line[] {
   const lines: Line[] = [];
   for (const unit of units) {
     const slot = near.slots[unit] ?? -1;
     if (slot < 0) continue;
     const from = edged(near, slot);
     rows(unit).forEach((row, head) => {
-      row?.partners.forEach((partner, rank) => {
-        const there = far.slots[partner] ?? -1;
-        if (there < 0) return;
+      const count = Math.min(row?.partners.length ?? 0, most);
+      for (let rank = 0; rank < count; rank++) {
+        const there = far.slots[row?.partners[rank] as number] ?? -1;
+        if (there < 0) continue;
         const to = edged(far, there);
         const fades = from.out ? (to.out ? "both" : "near") : to.out ? "far" : "none";
-        lines.push({ from: from.y, to: to.y, weight: row.weights[rank] as number, head, fades });
-      });
+        lines.push({ from: from.y, to: to.y, weight: row?.weights[rank] as number, head, fades });
+      }
     });
   }
   return lines.sort((a, b) => a.weight - b.weight);

@@ -3,6 +3,7 @@ import { unitsOf } from "../../model/words";
 import type { Source, StrongestKey } from "../../source/contract";
 import { drawnHeads, only, stepped, withToggled } from "./drawn";
 import { LINE, beyond, linesOf, middle, offsetOf, scrolledTo, slotAt, slotsOf, visible, type Column } from "./layout";
+import { Raster, curveOf } from "./raster";
 import { BLOCK, Rows, rowOf, type Row, type Subject } from "./rows";
 import { partnersOf, sharesOf, toggled } from "./selection";
 
@@ -60,6 +61,43 @@ describe("layout", () => {
   });
   test("a row that is not there yet has no lines", () => {
     expect(linesOf(column(0, 100), column(0, 100), [1, 3], () => [undefined])).toEqual([]);
+  });
+});
+
+describe("raster", () => {
+  const ink = (width: number) => Float32Array.from({ length: width * 4 }, (_, i) => [200, 100, 50, 1][i % 4] as number);
+
+  test("the curve leaves and arrives level, and is the same from both ends", () => {
+    const curve = curveOf(101, 0.45);
+    expect(curve[50]).toBeCloseTo(0.5, 6);
+    expect(curve[0]).toBeLessThan(0.001);
+    for (let x = 1; x < 101; x++) expect(curve[x]).toBeGreaterThan(curve[x - 1] as number);
+    for (let x = 0; x < 101; x++) expect((curve[x] as number) + (curve[100 - x] as number)).toBeCloseTo(1, 5);
+  });
+  test("a level line covers pixels in part", () => {
+    const raster = new Raster(4, 6, 0.45);
+    raster.stroke(2.75, 2.75, 1.5, 0.5, ink(4));
+    const column = Array.from({ length: 6 }, (_, y) => raster.pixels()[(y * 4 + 1) * 4 + 3]);
+    expect(column).toEqual([0, 0, 128, 64, 0, 0]);
+    expect([...raster.pixels().subarray(2 * 16, 2 * 16 + 3)]).toEqual([200, 100, 50]);
+  });
+  test("lines lie over each other, and what is out of the picture is cut", () => {
+    const raster = new Raster(3, 2, 0.45);
+    raster.stroke(0.5, 0.5, 1, 0.5, ink(3));
+    raster.stroke(0.5, 0.5, 1, 0.5, ink(3));
+    raster.stroke(-40, -40, 3, 1, ink(3));
+    raster.stroke(3, 3, 3, 1, ink(3));
+    expect(raster.pixels()[3]).toBe(191);
+    expect(raster.pixels()[3 * 4 + 3]).toBe(128);
+  });
+  test("a steep line is as heavy as its length asks", () => {
+    const raster = new Raster(200, 400, 0.45);
+    raster.stroke(50, 350, 2, 1, ink(200));
+    const sum = raster.pixels().reduce((total, value, i) => (i % 4 === 3 ? total + value / 255 : total), 0);
+    let length = 0;
+    const curve = curveOf(200, 0.45);
+    for (let x = 1; x < 200; x++) length += Math.hypot(1, 300 * ((curve[x] as number) - (curve[x - 1] as number)));
+    expect(sum / (2 * length)).toBeCloseTo(1, 1);
   });
 });
 

@@ -48,5 +48,9 @@ export interface LookOf {
 export function lookOf(senses: readonly string[], sense: string | null): LookOf {
   const number = sense === null ? -1 : senses.indexOf(sense);
   if (number < 0) return { colour: NEUTRAL, form: STAR, name: "to be found out" };
-  return { colour: COLOURS[number % COLOURS.length] as string, form: FORMS[number % FORMS.length] as string, name: sense as string };
+  return {
+    colour: COLOURS[number % COLOURS.length] as string,
+    form: FORMS[number % FORMS.length] as string,
+    name: sense as string,
+  };
 }

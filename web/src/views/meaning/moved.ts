@@ -46,7 +46,12 @@ export function textWith(about: About, sentence: string): TextInfo | undefined {
  * The place of a layer's head among a text's sites. By the label, which says the layer; where no label does, and there are
  * as many sites as layers, by their order. null: that head was not kept.
  */
-export function placeOf(sites: readonly SiteInfo[], layer: number, head: number, layers: number): { site: number; head: number } | null {
+export function placeOf(
+  sites: readonly SiteInfo[],
+  layer: number,
+  head: number,
+  layers: number,
+): { site: number; head: number } | null {
   const labelled = sites.findIndex(({ label }) => label === `layer ${layer}`);
   const site = labelled >= 0 ? labelled : sites.length === layers ? layer : -1;
   const place = sites[site]?.heads.indexOf(head) ?? -1;
@@ -59,7 +64,10 @@ export function tokenOf({ labels, word }: TokensAnswer, wanted: string, which: n
   for (let start = 0; start < labels.length; ) {
     let stop = start + 1;
     while (stop < labels.length && word.data[stop] === word.data[start]) stop++;
-    const whole = labels.slice(start, stop).map((label) => label.replace(/^[·#]+/, "").trim()).join("");
+    const whole = labels
+      .slice(start, stop)
+      .map((label) => label.replace(/^[·#]+/, "").trim())
+      .join("");
     if (whole.toLowerCase() === wanted.toLowerCase() && --left === 0) return start;
     start = stop;
   }

@@ -1,6 +1,7 @@
 /** The map of paths: axes of one unit, points between layers, and labels where they cover nothing. */
-import { type Axis, CHARACTER, minus, type Pair } from "../../parts/chart";
+
 import { scaleLinear } from "d3-scale";
+import { type Axis, CHARACTER, minus, type Pair } from "../../parts/chart";
 import type { NumberArray } from "../../source/contract";
 
 /** Where an occurrence is after some layers; between two layers, on the line between its places there. */
@@ -9,18 +10,25 @@ export function placeAt({ data, shape }: NumberArray, layer: number, occurrence:
   const at = Math.min(Math.max(layer, 0), layers - 1);
   const before = Math.floor(at);
   const part = at - before;
-  const value = (l: number, axis: number) => data[(Math.min(l, layers - 1) * occurrences + occurrence) * 2 + axis] ?? Number.NaN;
+  const value = (l: number, axis: number) =>
+    data[(Math.min(l, layers - 1) * occurrences + occurrence) * 2 + axis] ?? Number.NaN;
   return [0, 1].map((axis) => value(before, axis) * (1 - part) + value(before + 1, axis) * part) as unknown as Pair;
 }
 
 /** Two axes with one unit, so that distances are what they look like, around all points of a projection. */
-export function axesOf({ data }: NumberArray, width: number, height: number, labels: readonly [string, string]): [Axis, Axis] {
+export function axesOf(
+  { data }: NumberArray,
+  width: number,
+  height: number,
+  labels: readonly [string, string],
+): [Axis, Axis] {
   const ends = [0, 1].map((axis) => {
     const values = data.filter((value, i) => i % 2 === axis && Number.isFinite(value));
     const [least, most] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 0];
     return { middle: (least + most) / 2, span: (most - least) * 1.16 };
   }) as [{ middle: number; span: number }, { middle: number; span: number }];
-  const unit = Math.max(ends[0].span / Math.max(width, 1), ends[1].span / Math.max(height, 1)) || 1 / Math.max(width, height, 1);
+  const unit =
+    Math.max(ends[0].span / Math.max(width, 1), ends[1].span / Math.max(height, 1)) || 1 / Math.max(width, height, 1);
   return [axis(ends[0].middle, unit * width, labels[0]), axis(ends[1].middle, unit * height, labels[1])];
 }
 

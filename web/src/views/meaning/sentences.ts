@@ -12,8 +12,8 @@ export const MOST_SENTENCES = 64;
 export const LONGEST_SENTENCE = 600; // characters
 export const LONGEST_SENSE = 40;
 export const LONGEST_WORD = 60;
-/** Characters of a link's sentences: the link (`look.svelte.ts`) cuts off what is more. */
-export const LONGEST_LINK = 2000;
+/** Characters of a link's sentences: the link (`look.svelte.ts`) holds no more. */
+export const LONGEST_LINK = 20_000;
 
 export interface Asked {
   word: string;
@@ -70,23 +70,28 @@ export function problemOf(word: string, sentences: readonly SensedSentence[]): s
   if (!word.trim()) return "Say which word the sentences have in common.";
   if (word.length > LONGEST_WORD) return `The word has ${word.length} characters; expected at most ${LONGEST_WORD}.`;
   if (sentences.length < 2) return `Expected at least two sentences; there ${sentences.length ? "is one" : "is none"}.`;
-  if (sentences.length > MOST_SENTENCES) return `There are ${sentences.length} sentences; expected at most ${MOST_SENTENCES}.`;
+  if (sentences.length > MOST_SENTENCES)
+    return `There are ${sentences.length} sentences; expected at most ${MOST_SENTENCES}.`;
   const counts = new Map<string, number>();
   const seen = new Set<string>();
   for (const { text, sense } of sentences) {
     const shown = `“${shortened(text)}”`;
     if (!text.trim()) return "A sentence is empty; write it, or remove it.";
-    if (text.length > LONGEST_SENTENCE) return `${shown} has ${text.length} characters; expected at most ${LONGEST_SENTENCE}.`;
+    if (text.length > LONGEST_SENTENCE)
+      return `${shown} has ${text.length} characters; expected at most ${LONGEST_SENTENCE}.`;
     if (sense === "") return `${shown} has no sense; name one, or write “?” where it is to be found out.`;
-    if (sense && sense.length > LONGEST_SENSE) return `Sense “${shortened(sense)}” has ${sense.length} characters; expected at most ${LONGEST_SENSE}.`;
+    if (sense && sense.length > LONGEST_SENSE)
+      return `Sense “${shortened(sense)}” has ${sense.length} characters; expected at most ${LONGEST_SENSE}.`;
     if (seen.has(text)) return `${shown} is there twice; change one, or remove it.`;
     seen.add(text);
     if (sense !== null) counts.set(sense, (counts.get(sense) ?? 0) + 1);
   }
   const lonely = [...counts].find(([, count]) => count < 2);
-  if (lonely) return `Sense “${shortened(lonely[0])}” has one sentence; expected two or more, or “?” if it is to be found out.`;
+  if (lonely)
+    return `Sense “${shortened(lonely[0])}” has one sentence; expected two or more, or “?” if it is to be found out.`;
   const length = printed(sentences).length;
-  if (length > LONGEST_LINK) return `The sentences have ${length} characters as a link holds them; expected at most ${LONGEST_LINK}.`;
+  if (length > LONGEST_LINK)
+    return `The sentences have ${length} characters as a link holds them; expected at most ${LONGEST_LINK}.`;
   return "";
 }
 

@@ -26,7 +26,15 @@ export function movedWords(answer: MeaningAnswer, occurrence: number): string {
 /** Columns and rows of a table: an occurrence after some layers in each row. */
 export function rowsOf(answer: MeaningAnswer): [columns: string[], rows: (string | number)[][]] {
   const [layers, occurrences] = answer.projection.shape as [number, number];
-  const columns = ["layer", "occurrence", "sense", "sentence", "first axis", "second axis", ...answer.senses.map((sense) => `similarity to ${sense}`)];
+  const columns = [
+    "layer",
+    "occurrence",
+    "sense",
+    "sentence",
+    "first axis",
+    "second axis",
+    ...answer.senses.map((sense) => `similarity to ${sense}`),
+  ];
   const rows = [];
   for (let layer = 0; layer < layers; layer++) {
     for (let i = 0; i < occurrences; i++) {
@@ -48,7 +56,8 @@ function quoted(column: string): string {
 export function jsonOf(answer: MeaningAnswer): unknown {
   const [layers, occurrences] = answer.projection.shape as [number, number];
   const each = <T>(count: number, make: (i: number) => T) => Array.from({ length: count }, (_, i) => make(i));
-  const place = (layer: number, i: number) => Array.from(answer.projection.data.subarray((layer * occurrences + i) * 2, (layer * occurrences + i) * 2 + 2));
+  const place = (layer: number, i: number) =>
+    Array.from(answer.projection.data.subarray((layer * occurrences + i) * 2, (layer * occurrences + i) * 2 + 2));
   return {
     ...answer,
     similarity: each(layers, (layer) => each(occurrences, (i) => nearTo(answer, layer, i))),

@@ -14,7 +14,9 @@ export interface Theme {
   ground: string;
   query: string;
   key: string;
-  focus: string;
+  /** Of bars. */
+  querySoft: string;
+  keySoft: string;
   nothing: Colour;
   behind: Colour;
 }
@@ -61,10 +63,11 @@ export function mapBox({ box, window, extent }: Pick<Frame, "box" | "window" | "
   return { left: box.left, top: box.top, width, height };
 }
 
-export function guttersOf(labels: readonly string[], narrow: boolean, pen: Pen): Gutters {
-  const widest = labels.slice(0, 512).reduce((most, label) => Math.max(most, pen.width(label)), 0);
-  const room = Math.min(Math.max(widest + 14, 58), narrow ? 74 : 116);
-  return { left: room, top: Math.max(room, 64) + 18, right: BAR + 14, bottom: BAR + 18 };
+export function guttersOf(labels: readonly string[], narrow: boolean, titled: boolean, pen: Pen): Gutters {
+  const widest = labels.slice(0, 512).reduce((most, label) => Math.max(most, pen.width(label, true)), 0);
+  const longest = narrow ? 74 : 116;
+  const room = Math.min(Math.max(widest + 14, 58), longest);
+  return { left: room, top: Math.min(Math.max(widest + 14, 48), longest) + (titled ? 22 : 4), right: BAR + 14, bottom: BAR + 18 };
 }
 
 export function drawFrame(pen: Pen, frame: Frame, gutters: Gutters, theme: Theme, scale: Scale): void {
@@ -123,7 +126,7 @@ function drawKeys(pen: Pen, frame: Frame, map: Box, gutters: Gutters, theme: The
   const { window, keyLabels: labels, pointed, chosen, extent, box } = frame;
   const [start, stop] = tokensIn(window, extent, box).keys;
   const bottom = map.top - 7;
-  const room = gutters.top - 26;
+  const room = gutters.top - (frame.title ? 28 : 10);
   const middle = (key: number) => map.left + (key + 0.5 - window.x) * window.sx;
   const inside = (x: number) => x >= map.left && x <= map.left + map.width;
   const words = labels && window.sx >= TOKEN;
@@ -204,7 +207,7 @@ function drawSums(pen: Pen, { window }: Frame, sums: Sums, map: Box, theme: Them
       const [start, stop] = cellRange(cell, sums.queries, sums.rows.length);
       const y = map.top + (start - window.y) * window.sy;
       const height = (stop - start) * window.sy;
-      pen.fill(right, y, (BAR * Math.abs(value)) / mostRow, height > 3 ? height - 1 : height, value < 0 ? theme.muted : theme.query);
+      pen.fill(right, y, (BAR * Math.abs(value)) / mostRow, height > 3 ? height - 1 : height, value < 0 ? theme.muted : theme.querySoft);
     });
   });
   pen.clip({ left: map.left, top: below, width: map.width, height: BAR }, () => {
@@ -212,7 +215,7 @@ function drawSums(pen: Pen, { window }: Frame, sums: Sums, map: Box, theme: Them
       const [start, stop] = cellRange(cell, sums.keys, sums.columns.length);
       const x = map.left + (start - window.x) * window.sx;
       const width = (stop - start) * window.sx;
-      pen.fill(x, below, width > 3 ? width - 1 : width, (BAR * Math.abs(value)) / mostColumn, value < 0 ? theme.muted : theme.key);
+      pen.fill(x, below, width > 3 ? width - 1 : width, (BAR * Math.abs(value)) / mostColumn, value < 0 ? theme.muted : theme.keySoft);
     });
   });
   const style = { colour: theme.muted, size: 10 };

@@ -97,9 +97,13 @@ interface Shown {
   sums: Sums | null;
 }
 
-const REST = 60; // milliseconds
+// Milliseconds of rest until tiles are asked for, the weight that is pointed at, the link is written, and the sums are asked for;
+// between two scales, while tiles come.
+const REST = 60;
 const POINT = 20;
 const LINK = 150;
+const SETTLE = 180;
+const RESCALE = 200;
 const BYTES = 96 << 20;
 
 export class Engine {
@@ -122,6 +126,7 @@ export class Engine {
   private frame = 0;
   private rest: ReturnType<typeof setTimeout> | undefined;
   private pointing: ReturnType<typeof setTimeout> | undefined;
+  private settling: ReturnType<typeof setTimeout> | undefined;
   private telling: ReturnType<typeof setTimeout> | undefined;
   private asking = new AbortController();
   private askingSums = new AbortController();
@@ -129,6 +134,7 @@ export class Engine {
   private readonly weights = new Map<string, number>();
   private readonly unhear: () => void;
   private resting = true;
+  private scaled = Number.NEGATIVE_INFINITY;
 
   constructor(
     canvas: HTMLCanvasElement,
@@ -163,7 +169,7 @@ export class Engine {
       this.window = null;
     }
     this.spec = spec;
-    this.pointed = null;
+    if (this.pointed) this.pointAt(0, null);
     this.main = spec.maps.map((map) => shown(map, this.main));
     this.small = spec.small.map((map) => shown(map, this.small));
     this.arrange();
@@ -215,6 +221,15 @@ export class Engine {
     const map = this.mapAt(point) ?? main;
     const at = point ? { x: point.x - map.box.left, y: point.y - map.box.top } : { x: main.box.width / 2, y: main.box.height / 2 };
     return this.move(geometry.zoomed(this.window, factor, at, main.extent, main.box));
+  }
+
+  /** Closer or farther, around the pair that is pointed at. */
+  zoomAtPointed(factor: number): boolean {
+    const map = this.pointed && this.main[this.pointed.map];
+    if (!map || !this.pointed) return this.zoom(factor);
+    const x = map.box.left + (this.pointed.key + 0.5 - map.window.x) * map.window.sx;
+    const y = map.box.top + (this.pointed.query + 0.5 - map.window.y) * map.window.sy;
+    return this.zoom(factor, { x, y });
   }
 
   pan(right: number, down: number): boolean {
@@ -297,7 +312,7 @@ export class Engine {
 
   destroy(): void {
     cancelAnimationFrame(this.frame);
-    for (const timer of [this.rest, this.pointing, this.telling]) clearTimeout(timer);
+    for (const timer of [this.rest, this.pointing, this.settling, this.telling]) clearTimeout(timer);
     this.loader.stop();
     this.asking.abort();
     this.askingSums.abort();
@@ -317,7 +332,7 @@ export class Engine {
   private arrange(): void {
     if (!this.spec || !this.size.width || !this.main.length) return;
     const labels = this.main.flatMap(({ spec }) => [...(spec.queryLabels ?? []).slice(0, 512), ...(spec.keyLabels ?? []).slice(0, 512)]);
-    this.gutters = guttersOf(labels, this.size.width < 520, this.pen);
+    this.gutters = guttersOf(labels, this.size.width < 520, this.main.some(({ spec }) => spec.title), this.pen);
     const placed = geometry.layout(this.size.width, this.room, this.main.length === 2 ? 2 : 1, this.small.length, this.gutters);
     const before = this.main[0]?.box;
     this.main.forEach((map, i) => {
@@ -347,6 +362,7 @@ export class Engine {
 
   private moved(): void {
     this.resting = false;
+    clearTimeout(this.settling);
     clearTimeout(this.rest);
     this.rest = setTimeout(() => this.rests(), REST);
     this.request();
@@ -366,9 +382,18 @@ export class Engine {
     this.request();
     if (!this.resting) return;
     this.plan();
-    this.rescale();
+    const { missing } = this.loader;
+    const now = performance.now();
+    if (missing === 0 || now - this.scaled > RESCALE) {
+      this.rescale();
+      this.scaled = now;
+    }
     this.tell();
-    if (this.loader.missing > 0 || !this.main.length) return;
+    clearTimeout(this.settling);
+    if (missing === 0 && this.main.length) this.settling = setTimeout(() => this.settle(), SETTLE);
+  }
+
+  private settle(): void {
     void this.askSums();
     this.hears.settled();
   }
@@ -376,15 +401,15 @@ export class Engine {
   private tell(error: unknown = this.loader.error): void {
     const main = this.main[0];
     if (!main) return;
-    const last = main.tiles.at(-1);
+    const [coarsest] = main.tiles;
     this.hears.shows({
       scale: this.scale,
       leftOut: this.leftOut,
       view: geometry.tokensIn(main.window, main.extent, main.box),
-      cell: last ? [Math.ceil((last.queries[1] - last.queries[0]) / last.rows), Math.ceil((last.keys[1] - last.keys[0]) / last.columns)] : [1, 1],
+      cell: coarsest ? cellSize(coarsest) : [1, 1],
       missing: this.loader.missing,
       error,
-      reduce: last?.reduce ?? null,
+      reduce: coarsest?.reduce ?? null,
       exact: main.tiles.length > 0 && main.tiles.every(({ exact }) => exact),
       small: this.small.map(({ box }) => box),
       height: this.size.height,
@@ -416,7 +441,7 @@ export class Engine {
     map.wanted = places.map((place) => ({ subject, place }));
     map.against = null;
     if (against) {
-      const less = placesOf(Math.min(map.level, coarsest(against.extent)), clip(queries, against.extent.queries), clip(keys, against.extent.keys), against.extent);
+      const less = placesOf(Math.min(map.level, coarsestLevel(against.extent)), clip(queries, against.extent.queries), clip(keys, against.extent.keys), against.extent);
       map.against = drawn(this.cache, against, less).tiles;
       map.wanted = map.wanted.concat(less.map((place) => ({ subject: against, place })));
     }
@@ -626,6 +651,7 @@ export class Engine {
         const view = geometry.tokensIn(map.window, map.extent, map.box);
         const queries = against ? clip(view.queries, against.extent.queries) : view.queries;
         const keys = against ? clip(view.keys, against.extent.keys) : view.keys;
+        if (queries[0] < view.queries[0] || keys[0] < view.keys[0]) return; // the other map ends before this part
         if (map.sums && equal(map.sums.queries, queries) && equal(map.sums.keys, keys)) return;
         const ask = ({ text, site, head }: Subject) => this.source.ask("margins", { text, site, head, queries, keys }, signal);
         const [sums, less] = await Promise.all([ask(subject), against ? ask(against) : null]);
@@ -665,7 +691,11 @@ function sumOf(map: number, side: "queries" | "keys", range: Range, values: Floa
   return { map, side, tokens: cellRange(cell, range, values.length), sum: values[cell] as number };
 }
 
-function coarsest({ queries, keys }: geometry.Extent): number {
+function cellSize({ queries, keys, rows, columns }: Tile): [number, number] {
+  return [Math.ceil((queries[1] - queries[0]) / rows), Math.ceil((keys[1] - keys[0]) / columns)];
+}
+
+function coarsestLevel({ queries, keys }: geometry.Extent): number {
   return Math.max(Math.ceil(Math.log2(Math.max(queries, keys) / TILE)), 0);
 }
 

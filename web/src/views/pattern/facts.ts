@@ -25,16 +25,13 @@ export function eachCell(
   see: (weight: number, tile: Tile, row: number, column: number) => void,
 ): void {
   for (const tile of tiles) {
-    const rows = cellsIn(tile.queries, tile.rows, view.queries);
-    const columns = cellsIn(tile.keys, tile.columns, view.keys);
-    for (let row = rows[0]; row < rows[1]; row++) {
-      for (let column = columns[0]; column < columns[1]; column++) {
+    const [firstRow, lastRow] = cellsIn(tile.queries, tile.rows, view.queries);
+    const [firstColumn, lastColumn] = cellsIn(tile.keys, tile.columns, view.keys);
+    for (let row = firstRow; row < lastRow; row++) {
+      for (let column = firstColumn; column < lastColumn; column++) {
         const weight = tile.weights[row * tile.columns + column] as number;
-        if (!against) see(weight, tile, row, column);
-        else {
-          const other = otherAt(against, tile, row, column);
-          if (other !== undefined) see(weight - other, tile, row, column);
-        }
+        const other = against ? otherAt(against, tile, row, column) : 0;
+        if (other !== undefined) see(weight - other, tile, row, column);
       }
     }
   }

@@ -37,6 +37,9 @@ export async function weightsOf(source: Source, { subject, against, view }: Seen
   const within = (range: Range, tokens: number): Range => [range[0], Math.min(range[1], tokens)];
   const queries = within(view.queries, against?.extent.queries ?? view.queries[1]);
   const keys = within(view.keys, against?.extent.keys ?? view.keys[1]);
+  if (queries[0] >= queries[1] || keys[0] >= keys[1]) {
+    throw new Error("In view is only a part where the other map has no tokens: there is no difference to save.");
+  }
   const ask = async ({ text, site, head }: Subject) => (await source.ask("window", { text, site, head, queries, keys })).weights.data;
   const [weight, less] = await Promise.all([ask(subject), against ? ask(against) : null]);
   return { queries, keys, weight, less };

@@ -16,7 +16,8 @@ export function themeOf(element: HTMLElement): Theme {
     ground: read("--ground"),
     query: read("--query"),
     key: read("--key"),
-    focus: read("--focus"),
+    querySoft: soft(read("--query")),
+    keySoft: soft(read("--key")),
     nothing: bytes(read("--surface")),
     behind: bytes(read("--ground")),
   };
@@ -35,6 +36,10 @@ export function whenThemeChanges(element: HTMLElement, changed: () => void): () 
     observer.disconnect();
     dark.removeEventListener("change", changed);
   };
+}
+
+function soft(colour: string): string {
+  return `rgb(${bytes(colour).join(" ")} / 0.55)`;
 }
 
 function bytes(colour: string): Colour {

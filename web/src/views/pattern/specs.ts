@@ -1,0 +1,86 @@
+/** Which maps a look asks for. */
+import type { Looked, Place } from "../../look.svelte";
+import { headName } from "../../parts/names";
+import type { Head, SiteInfo, TextInfo, TokensAnswer } from "../../source/contract";
+import type { MapSpec } from "./engine";
+import type { Subject } from "./tiles";
+
+/** The most small maps beside the large one. */
+export const MOST_SMALL = 6;
+
+/** A site's tokens, as far as they are known. */
+export interface Sequences {
+  readonly queries: TokensAnswer | null;
+  readonly keys: TokensAnswer | null;
+}
+
+type Asked = Pick<Looked, "reduce" | "special" | "difference" | "against" | "chosen">;
+
+/** What is looked at, with the places that a link may overstep brought back. */
+export interface Looking {
+  readonly text: TextInfo;
+  readonly beside: TextInfo | null;
+  readonly site: number;
+  readonly head: Head;
+  readonly look: Asked;
+}
+
+export function subjectOf(text: TextInfo, { site, head }: Place, reduce: "mean" | "max"): Subject | null {
+  const info = text.sites[site];
+  if (!info || !hasMap(info)) return null;
+  const extent = { queries: info.queries, keys: info.keys };
+  return { text: text.id, site, head: head === "mean" ? head : Math.min(head, info.heads.length - 1), reduce, extent, exact: info.exact };
+}
+
+/** Whether there is anything to draw of a site. */
+export function hasMap(info: SiteInfo): boolean {
+  return info.queries > 0 && info.keys > 0 && (info.exact || info.map !== null);
+}
+
+/** "layer 3, head 5". */
+export function placeName(text: TextInfo, { site, head }: Place): string {
+  const info = text.sites[site];
+  return info ? `${info.label}, ${headName(info, head)}` : `layer number ${site}`;
+}
+
+/** What is taken off, if anything can be. */
+export function againstOf({ text, beside, site, head, look }: Looking): { subject: Subject; name: string } | null {
+  const place = look.difference === "head" ? look.against : { site, head };
+  const of = look.difference === "beside" ? beside : look.difference === "head" ? text : null;
+  const subject = of && place && subjectOf(of, place, look.reduce);
+  if (!subject || !of) return null;
+  const name = look.difference === "beside" ? `“${of.name}”` : placeName(of, subject);
+  return { subject, name };
+}
+
+/** The large maps: one, a difference, or two texts beside one another. */
+export function mapsOf(looking: Looking, tokens: (text: TextInfo) => Sequences): MapSpec[] {
+  const { text, beside, site, head, look } = looking;
+  const against = againstOf(looking);
+  const texts = beside && look.difference === "none" ? [text, beside] : [text];
+  return texts.flatMap((one) => {
+    const subject = subjectOf(one, { site, head }, look.reduce);
+    if (!subject) return [];
+    const { queries, keys } = tokens(one);
+    return {
+      subject,
+      against: against?.subject ?? null,
+      title: against ? `${placeName(one, subject)} − ${against.name}` : texts.length > 1 ? one.name : "",
+      queryLabels: queries?.labels ?? null,
+      keyLabels: keys?.labels ?? null,
+      specialKeys: look.special ? null : (keys?.special.data ?? null),
+    };
+  });
+}
+
+/** The small maps: chosen heads, without the one that is large. */
+export function smallOf({ text, site, head, look }: Looking): (MapSpec & { place: Place })[] {
+  return look.chosen
+    .filter((place) => !(place.site === site && place.head === head))
+    .slice(0, MOST_SMALL)
+    .flatMap((place) => {
+      const subject = subjectOf(text, place, look.reduce);
+      if (!subject) return [];
+      return { subject, place, against: null, title: placeName(text, subject), queryLabels: null, keyLabels: null, specialKeys: null };
+    });
+}
