@@ -61,6 +61,21 @@ def run(explorer, job, parameters, looks=None):
     return explorer.run(job, parameters, told.progress, told.cancelled), told
 
 
+def is_free(lock):
+    """Whether another thread gets it."""
+    found = []
+
+    def take():
+        found.append(lock.acquire(blocking=False))
+        if found[0]:
+            lock.release()
+
+    asking = threading.Thread(target=take)
+    asking.start()
+    asking.join()
+    return found[0]
+
+
 @contextmanager
 def left_as_it_was(explorer):
     """The model is the same afterwards, and nobody holds it."""
@@ -76,20 +91,12 @@ def left_as_it_was(explorer):
     for module in model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-    free = []
-    asked = threading.Thread(target=lambda: free.append(huggingface.LOCK.acquire(blocking=False)))
-    asked.start()
-    asked.join()
-    assert free == [True]
+    assert is_free(huggingface.LOCK)
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).last_hidden_state, before)
 
 
-JOBS = {
-    "read": lambda explorer: {"text": TEXT},
-    "roles": lambda explorer: {"text": explorer.library.texts[0].id},
-    "meaning": lambda explorer: {"word": "bank", "sentences": SENTENCES},
-}
+JOBS = {"read": {"text": TEXT}, "roles": {"text": "0"}, "meaning": {"word": "bank", "sentences": SENTENCES}}
 
 
 def explorer_with_text(reader):
@@ -105,7 +112,7 @@ def explorer_with_text(reader):
 def test_progress_goes_up_to_the_end(reader, job):
     explorer = explorer_with_text(reader)
     with left_as_it_was(explorer):
-        _, told = run(explorer, job, JOBS[job](explorer))
+        _, told = run(explorer, job, JOBS[job])
     assert told.shares == sorted(told.shares)
     assert told.shares[0] == 0
     assert told.shares[-1] == pytest.approx(1)
@@ -118,7 +125,7 @@ def test_progress_goes_up_to_the_end(reader, job):
 def test_given_up_between_layers_nothing_is_left(reader, job, looks):
     explorer = explorer_with_text(reader)
     with left_as_it_was(explorer), pytest.raises(Cancelled):
-        run(explorer, job, JOBS[job](explorer), looks)
+        run(explorer, job, JOBS[job], looks)
     assert len(explorer.library.texts) == 1
 
 
@@ -136,7 +143,7 @@ def test_given_up_while_another_job_has_the_model(reader):
     assert not explorer.library.texts
 
 
-@pytest.mark.parametrize(("job", "parameters"), [("read", {"text": TEXT}), ("meaning", JOBS["meaning"](None))])
+@pytest.mark.parametrize(("job", "parameters"), [("read", JOBS["read"]), ("meaning", JOBS["meaning"])])
 def test_without_a_model_there_is_nothing_to_read_with(reader, job, parameters):
     explorer = Explorer(recorded(reader))
     with pytest.raises(ArgumentError, match="no model to read with"):
@@ -176,7 +183,8 @@ def test_other_models_read_as_well(others, kind):
 
 
 def test_a_text_of_two_characters_beyond_the_basic_plane(reader):
-    assert run(Explorer(reader=reader), "read", {"text": "𝒳 the bank 😀"})[0]["text"]["text"] == "𝒳 the bank 😀"
+    text = "😀 the bank 😀"
+    assert run(Explorer(reader=reader), "read", {"text": text})[0]["text"]["text"] == text
 
 
 @pytest.mark.parametrize(
@@ -209,12 +217,13 @@ def test_a_recording_that_would_be_too_large_is_refused_at_its_first_layer(reade
 
 def test_what_is_reckoned_to_be_kept_is_about_what_is_kept(others):
     for reader in others.values():
-        explorer, reckoned = Explorer(reader=reader), []
-        steps = reading.Steps(lambda *_: None, never)
-        steps.called = lambda call, running, problem, inputs, to=reckoned: to.append(
-            reading.bytes_kept(problem, inputs)
-        )
-        with reading.run_of_model(explorer, steps):
+        reckoned = []
+
+        class Reckoning(reading.Steps):
+            def called(self, call, running, problem, inputs, to=reckoned):
+                to.append(reading.bytes_kept(problem, inputs))
+
+        with reading.run_of_model(Explorer(reader=reader), Reckoning(lambda *_: None, never)):
             trace = reading._recorded(reader, "the bank " * 20, reading.encode_whole(reader, "the bank " * 20))
         kept = library._bytes(trace[0])
         assert 0.75 * kept < sum(reckoned) < 1.35 * kept

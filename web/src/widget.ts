@@ -4,16 +4,22 @@ import App from "./App.svelte";
 import type { Link } from "./look.svelte";
 import { type WidgetModel, WidgetSource } from "./source/widget";
 
-/** Puts a page into an output cell; called by anywidget. Returns what takes it away again. */
+/** Puts a page into an output cell; called by anywidget, once for each display. Returns what takes it away again. */
 export function render({ model, el }: { model: WidgetModel; el: HTMLElement }): () => void {
   const source = new WidgetSource(model);
   const frame = el.appendChild(document.createElement("div"));
-  frame.tabIndex = -1;
-  Object.assign(frame.style, { height: `${Number(model.get("height"))}px`, overflow: "auto" });
+  frame.style.overflow = "auto";
+  // JupyterLab looks for its shortcuts before a page hears of a key: "1" would turn the cell into a heading.
+  frame.dataset.lmSuppressShortcuts = "true";
+  const measure = () => Object.assign(frame.style, { height: `${Number(model.get("height"))}px` });
+  measure();
+  model.on("change:height", measure);
   const app = mount(App, { target: frame, props: { source, link: trait(model), linked: false } });
   return () => {
+    model.off("change:height", measure);
     void unmount(app);
     source.close();
+    frame.remove();
   };
 }
 

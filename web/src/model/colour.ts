@@ -56,7 +56,11 @@ export function divergingColour(place: number): Colour {
   const { chroma, hue } = t < 0 ? LESS : MORE;
   const size = Math.abs(t);
   const angle = (hue * Math.PI) / 180;
-  return fromOklab(NEUTRAL + (BRIGHT - NEUTRAL) * size, chroma * size * Math.cos(angle), chroma * size * Math.sin(angle));
+  return fromOklab(
+    NEUTRAL + (BRIGHT - NEUTRAL) * size,
+    chroma * size * Math.cos(angle),
+    chroma * size * Math.sin(angle),
+  );
 }
 
 /** CIE lightness of a colour, 0 to 100. */
@@ -128,7 +132,15 @@ export function scaleOf(tally: Tally, tone: Tone, palette: PaletteName, signed: 
   const largest = tally.largest || 1;
   if (tone === "rank" && tally.least < largest) {
     const ranks = ranksOf(tally.sorted(), tally.least, largest);
-    return { tone, signed, floor: tally.least, top: largest, logarithmic: true, ranks, table: table(palette, signed, ranks) };
+    return {
+      tone,
+      signed,
+      floor: tally.least,
+      top: largest,
+      logarithmic: true,
+      ranks,
+      table: table(palette, signed, ranks),
+    };
   }
   const top = roundedUp(largest);
   const logarithmic = tone === "log";
@@ -164,7 +176,11 @@ export function colourOf(scale: Scale, weight: number): Colour {
 
 /** Weights to write at the legend, ascending, with their places on it. */
 export function ticksOf(scale: Scale): { weight: number; place: number }[] {
-  const sizes = scale.ranks ? quartiles(scale) : scale.logarithmic ? decades(scale) : linear(scale.top, scale.signed ? 2 : 5);
+  const sizes = scale.ranks
+    ? quartiles(scale)
+    : scale.logarithmic
+      ? decades(scale)
+      : linear(scale.top, scale.signed ? 2 : 5);
   const every = scale.logarithmic ? 2 : 1; // two sides have half the room each
   const some = sizes.filter((size, i) => size > 0 && (sizes.length - 1 - i) % every === 0);
   const weights = scale.signed ? [...some.map((size) => -size).reverse(), 0, ...some] : sizes;

@@ -1,4 +1,8 @@
-/** Answers from a notebook's kernel, as messages of the widget (`src/saccade/jupyter.py` is the other end). */
+/**
+ * Answers from a notebook's kernel, as messages of the widget (`src/saccade/jupyter.py` is the other end).
+ *
+ * All displays of a widget share one model, and each hears what the others are told: an id says whose it is.
+ */
 import { type Jobs, type Progress, type Questions, type Source, SourceError } from "./contract";
 import { unpack } from "./parcel";
 
@@ -17,11 +21,13 @@ type Message = { id: string; kind: "progress" | "result" | "error"; message?: st
 interface Waiting {
   done: (answer: unknown) => void;
   failed: (error: Error) => void;
-  progress?: (progress: Progress) => void;
+  progress: ((progress: Progress) => void) | undefined;
 }
 
 export class WidgetSource implements Source {
   private readonly waiting = new Map<string, Waiting>();
+  private readonly mine = `${String(Math.random()).slice(2)}-`;
+  private sent = 0;
 
   constructor(private readonly model: WidgetModel) {
     model.on("msg:custom", this.hear as never);
@@ -43,14 +49,13 @@ export class WidgetSource implements Source {
     return this.send("job", job, parameters, signal, progress);
   }
 
-  /** Stop listening; what still waits is given up. */
+  /** Stop listening; what still waits is given up on both sides. */
   close(): void {
     this.model.off("msg:custom", this.hear as never);
-    for (const { failed } of this.waiting.values()) failed(new DOMException("The widget is gone.", "AbortError"));
-    this.waiting.clear();
+    for (const id of [...this.waiting.keys()]) this.giveUp(id, new DOMException("The widget is gone.", "AbortError"));
   }
 
-  private send<T>(
+  private async send<T>(
     kind: "question" | "job",
     name: string,
     parameters: unknown,
@@ -58,20 +63,27 @@ export class WidgetSource implements Source {
     progress?: (progress: Progress) => void,
   ): Promise<T> {
     signal?.throwIfAborted();
-    const id = crypto.randomUUID();
-    return new Promise<T>((done, failed) => {
-      this.waiting.set(id, { done: done as (answer: unknown) => void, failed, ...(progress && { progress }) });
-      signal?.addEventListener("abort", () => {
-        if (!this.waiting.delete(id)) return;
-        this.model.send({ id, kind: "cancel" });
-        failed(signal.reason as Error);
+    const id = this.mine + this.sent++;
+    const abort = () => this.giveUp(id, signal?.reason as Error);
+    signal?.addEventListener("abort", abort);
+    try {
+      return await new Promise<T>((done, failed) => {
+        this.waiting.set(id, { done: done as (answer: unknown) => void, failed, progress });
+        this.model.send({ id, kind, name, parameters });
       });
-      this.model.send({ id, kind, name, parameters });
-    });
+    } finally {
+      signal?.removeEventListener("abort", abort);
+    }
   }
 
-  /** Messages of other pages of the same widget come by as well: their ids are not ours. */
-  private readonly hear = (message: Message, buffers: DataView[]): void => {
+  private giveUp(id: string, reason: Error): void {
+    const waiting = this.waiting.get(id);
+    if (!this.waiting.delete(id)) return;
+    this.model.send({ id, kind: "cancel" });
+    waiting?.failed(reason);
+  }
+
+  private readonly hear = (message: Message, buffers?: (ArrayBuffer | ArrayBufferView)[]): void => {
     const waiting = this.waiting.get(message.id);
     if (!waiting) return;
     if (message.kind === "progress") {
@@ -79,8 +91,22 @@ export class WidgetSource implements Source {
       return;
     }
     this.waiting.delete(message.id);
-    const bytes = buffers?.[0];
-    if (message.kind === "error" || !bytes) waiting.failed(new SourceError(message.message ?? "The kernel failed."));
-    else waiting.done(unpack(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer));
+    const parcel = buffers?.[0];
+    if (message.kind === "error" || !parcel) waiting.failed(new SourceError(message.message ?? "The kernel failed."));
+    else settle(waiting, parcel);
   };
+}
+
+function settle({ done, failed }: Waiting, parcel: ArrayBuffer | ArrayBufferView): void {
+  try {
+    done(unpack(alone(parcel)));
+  } catch (error) {
+    failed(new SourceError(`The kernel’s answer cannot be read (${error}).`));
+  }
+}
+
+/** The bytes by themselves: a notebook's buffers may lie anywhere in a larger one, and arrays have to be aligned. */
+function alone(bytes: ArrayBuffer | ArrayBufferView): ArrayBuffer {
+  if (bytes instanceof ArrayBuffer) return bytes;
+  return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
 }

@@ -29,6 +29,7 @@ function heightAt(x: number, bend: number): number {
 
 /** A picture of lines. Lengths are in its pixels. */
 export class Raster {
+  /** Red, green, blue times opacity, and opacity; column after column, as lines are drawn. */
   private readonly light: Float32Array;
   private readonly curve: Float32Array;
   private readonly slope: Float32Array;
@@ -60,31 +61,38 @@ export class Raster {
       const steep = rise * (slope[x] as number);
       const half = (thickness / 2) * Math.sqrt(1 + steep * steep);
       const middle = left + rise * (curve[x] as number);
-      const [low, high] = [Math.max(middle - half, 0), Math.min(middle + half, height)];
-      for (let y = Math.floor(low); y < high; y++) {
+      const low = middle - half > 0 ? middle - half : 0;
+      const high = middle + half < height ? middle + half : height;
+      const red = ink[x * 4] as number;
+      const green = ink[x * 4 + 1] as number;
+      const blue = ink[x * 4 + 2] as number;
+      const first = Math.trunc(low);
+      let at = (x * height + first) * 4;
+      for (let y = first; y < high; y++, at += 4) {
         const covered = (high < y + 1 ? high : y + 1) - (low > y ? low : y);
         const share = strength * covered;
-        const at = (y * width + x) * 4;
-        const kept = 1 - share;
-        light[at] = (light[at] as number) * kept + (ink[x * 4] as number) * share;
-        light[at + 1] = (light[at + 1] as number) * kept + (ink[x * 4 + 1] as number) * share;
-        light[at + 2] = (light[at + 2] as number) * kept + (ink[x * 4 + 2] as number) * share;
-        light[at + 3] = (light[at + 3] as number) * kept + share;
+        light[at] = (light[at] as number) + (red - (light[at] as number)) * share;
+        light[at + 1] = (light[at + 1] as number) + (green - (light[at + 1] as number)) * share;
+        light[at + 2] = (light[at + 2] as number) + (blue - (light[at + 2] as number)) * share;
+        light[at + 3] = (light[at + 3] as number) + (1 - (light[at + 3] as number)) * share;
       }
     }
   }
 
   /** What was drawn, as a canvas takes it: RGBA, not multiplied by its opacity. */
   pixels(): Uint8ClampedArray<ArrayBuffer> {
-    const { light } = this;
+    const { light, width, height } = this;
     const pixels = new Uint8ClampedArray(light.length);
-    for (let at = 0; at < light.length; at += 4) {
-      const opacity = light[at + 3] as number;
-      if (opacity === 0) continue;
-      pixels[at] = (light[at] as number) / opacity;
-      pixels[at + 1] = (light[at + 1] as number) / opacity;
-      pixels[at + 2] = (light[at + 2] as number) / opacity;
-      pixels[at + 3] = opacity * 255;
+    for (let x = 0, from = 0; x < width; x++) {
+      for (let y = 0; y < height; y++, from += 4) {
+        const opacity = light[from + 3] as number;
+        if (opacity === 0) continue;
+        const to = (y * width + x) * 4;
+        pixels[to] = (light[from] as number) / opacity;
+        pixels[to + 1] = (light[from + 1] as number) / opacity;
+        pixels[to + 2] = (light[from + 2] as number) / opacity;
+        pixels[to + 3] = opacity * 255;
+      }
     }
     return pixels;
   }

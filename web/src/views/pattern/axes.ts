@@ -1,5 +1,5 @@
 /** What is around a map and upon it: tokens, positions, sums, the pair that is pointed at, weights where they fit. */
-import { type Colour, colourOf, inkOn, type Scale } from "../../model/colour";
+import { type Colour, colourOf, divergingColour, inkOn, type Scale } from "../../model/colour";
 import { percent } from "../../parts/names";
 import type { Range } from "../../source/contract";
 import { type Box, type Extent, type Gutters, stepOf, tokensIn, type Window } from "./geometry";
@@ -54,6 +54,8 @@ export interface Frame {
 const TOKEN = 11;
 const NUMBER = { width: 42, height: 16 };
 const APART = 64;
+/** Smaller cells are led to by lines from the axes. */
+const GUIDED = 24;
 const BAR = 34;
 
 /** Where the map ends in its box. */
@@ -67,14 +69,23 @@ export function guttersOf(labels: readonly string[], narrow: boolean, titled: bo
   const widest = labels.slice(0, 512).reduce((most, label) => Math.max(most, pen.width(label, true)), 0);
   const longest = narrow ? 74 : 116;
   const room = Math.min(Math.max(widest + 14, 58), longest);
-  return { left: room, top: Math.min(Math.max(widest + 14, 48), longest) + (titled ? 22 : 4), right: BAR + 14, bottom: BAR + 18 };
+  return {
+    left: room,
+    top: Math.min(Math.max(widest + 14, 48), longest) + (titled ? 22 : 4),
+    right: BAR + 14,
+    bottom: BAR + 18,
+  };
 }
 
 export function drawFrame(pen: Pen, frame: Frame, gutters: Gutters, theme: Theme, scale: Scale): void {
   const map = mapBox(frame);
-  if (frame.title) pen.text(shortened(frame.title, frame.box.width, pen), map.left, map.top - gutters.top + 8, { colour: theme.ink, bold: true });
+  if (frame.title)
+    pen.text(shortened(frame.title, frame.box.width, pen), map.left, map.top - gutters.top + 8, {
+      colour: theme.ink,
+      bold: true,
+    });
   pen.clip(map, () => {
-    drawWeights(pen, frame, scale);
+    drawWeights(pen, frame, map, scale);
     drawChosen(pen, frame, map, theme);
     drawPointed(pen, frame, map, theme);
   });
@@ -97,16 +108,22 @@ export function shortened(label: string, room: number, pen: Pen, bold = false): 
   return `${cut}…`;
 }
 
+/** The middle of what is seen of a token, in pixels; NaN where that is too little to stand for it. */
+function middleOf(token: number, scale: number, length: number): number {
+  const from = Math.max(token * scale, 0);
+  const to = Math.min((token + 1) * scale, length);
+  return to - from >= Math.min(scale / 2, NUMBER.height) - 1e-6 ? (from + to) / 2 : Number.NaN;
+}
+
 function drawQueries(pen: Pen, frame: Frame, map: Box, gutters: Gutters, theme: Theme): void {
   const { window, queryLabels: labels, pointed, chosen, extent, box } = frame;
   const [start, stop] = tokensIn(window, extent, box).queries;
   const right = map.left - 7;
   const room = gutters.left - 12;
-  const middle = (query: number) => map.top + (query + 0.5 - window.y) * window.sy;
-  const inside = (y: number) => y >= map.top && y <= map.top + map.height;
+  const middle = (query: number) => map.top + middleOf(query - window.y, window.sy, map.height);
   const write = (query: number, text: string, strong: boolean) => {
     const y = middle(query);
-    if (!inside(y)) return;
+    if (!(y >= map.top && y <= map.top + map.height)) return;
     const style = { colour: strong ? theme.query : theme.muted, anchor: "end" as const, bold: strong };
     pen.text(shortened(text, room, pen, strong), right, y, strong ? { ...style, behind: theme.ground } : style);
   };
@@ -127,16 +144,24 @@ function drawKeys(pen: Pen, frame: Frame, map: Box, gutters: Gutters, theme: The
   const [start, stop] = tokensIn(window, extent, box).keys;
   const bottom = map.top - 7;
   const room = gutters.top - (frame.title ? 28 : 10);
-  const middle = (key: number) => map.left + (key + 0.5 - window.x) * window.sx;
-  const inside = (x: number) => x >= map.left && x <= map.left + map.width;
+  const middle = (key: number) => map.left + middleOf(key - window.x, window.sx, map.width);
   const words = labels && window.sx >= TOKEN;
   const flat = !words || window.sx >= 72;
   const write = (key: number, text: string, strong: boolean) => {
     const x = middle(key);
-    if (!inside(x)) return;
-    const style = { colour: strong ? theme.key : theme.muted, bold: strong, ...(strong ? { behind: theme.ground } : {}) };
-    if (flat && !(strong && labels)) pen.text(shortened(text, Math.max(window.sx, APART) - 6, pen, strong), x, bottom - 4, { ...style, anchor: "middle" });
-    else if (flat) pen.text(shortened(text, 120, pen, strong), x, words ? bottom - 4 : bottom - 20, { ...style, anchor: "middle" });
+    if (!(x >= map.left && x <= map.left + map.width)) return;
+    const style = {
+      colour: strong ? theme.key : theme.muted,
+      bold: strong,
+      ...(strong ? { behind: theme.ground } : {}),
+    };
+    if (flat && !(strong && labels))
+      pen.text(shortened(text, Math.max(window.sx, APART) - 6, pen, strong), x, bottom - 4, {
+        ...style,
+        anchor: "middle",
+      });
+    else if (flat)
+      pen.text(shortened(text, 120, pen, strong), x, words ? bottom - 4 : bottom - 20, { ...style, anchor: "middle" });
     else pen.text(shortened(text, room, pen, strong), x, bottom, { ...style, upright: true });
   };
   const step = words ? 1 : stepOf(window.sx, APART);
@@ -151,17 +176,20 @@ function drawKeys(pen: Pen, frame: Frame, map: Box, gutters: Gutters, theme: The
 }
 
 /** Weights as numbers, where cells are single weights and large. */
-function drawWeights(pen: Pen, { window, extent, box, weightAt }: Frame, scale: Scale): void {
+function drawWeights(pen: Pen, { window, extent, box, weightAt }: Frame, map: Box, scale: Scale): void {
   if (window.sx < NUMBER.width || window.sy < NUMBER.height) return;
   const { queries, keys } = tokensIn(window, extent, box);
   for (let query = queries[0]; query < queries[1]; query++) {
     for (let key = keys[0]; key < keys[1]; key++) {
       const weight = weightAt(query, key);
       if (weight === undefined || weight === 0) continue;
-      const x = box.left + (key + 0.5 - window.x) * window.sx;
-      const y = box.top + (query + 0.5 - window.y) * window.sy;
+      const x = map.left + middleOf(key - window.x, window.sx, map.width);
+      const y = map.top + middleOf(query - window.y, window.sy, map.height);
       const text = signedPercent(weight, scale.signed);
-      pen.text(text, x, y, { colour: Number.isNaN(weight) ? "white" : inkOn(colourOf(scale, weight)), anchor: "middle" });
+      pen.text(text, x, y, {
+        colour: Number.isNaN(weight) ? "white" : inkOn(colourOf(scale, weight)),
+        anchor: "middle",
+      });
     }
   }
 }
@@ -190,8 +218,8 @@ function drawPointed(pen: Pen, { window, pointed }: Frame, map: Box, theme: Them
   const top = map.top + (pointed.query - window.y) * window.sy;
   const [width, height] = [Math.max(window.sx, 5), Math.max(window.sy, 5)];
   const [x, y] = [left + (window.sx - width) / 2, top + (window.sy - height) / 2];
-  pen.line(map.left, y + height / 2, x, y + height / 2, theme.query);
-  pen.line(x + width / 2, map.top, x + width / 2, y, theme.key);
+  if (window.sx < GUIDED) pen.line(map.left, y + height / 2, x, y + height / 2, theme.query);
+  if (window.sx < GUIDED) pen.line(x + width / 2, map.top, x + width / 2, y, theme.key);
   pen.frame(x, y, width, height, "rgb(20 24 40)", 4);
   pen.frame(x, y, width, height, "white", 2);
 }
@@ -200,6 +228,8 @@ function drawSums(pen: Pen, { window }: Frame, sums: Sums, map: Box, theme: Them
   const right = map.left + map.width + 5;
   const below = map.top + map.height + 5;
   const signed = sums.rows.some((value) => value < 0) || sums.columns.some((value) => value < 0);
+  const colour = (value: number, own: string) =>
+    signed ? `rgb(${divergingColour(value < 0 ? -0.8 : 0.8).join(" ")})` : own;
   const mostRow = largest(sums.rows);
   const mostColumn = largest(sums.columns);
   pen.clip({ left: right, top: map.top, width: BAR, height: map.height }, () => {
@@ -207,7 +237,13 @@ function drawSums(pen: Pen, { window }: Frame, sums: Sums, map: Box, theme: Them
       const [start, stop] = cellRange(cell, sums.queries, sums.rows.length);
       const y = map.top + (start - window.y) * window.sy;
       const height = (stop - start) * window.sy;
-      pen.fill(right, y, (BAR * Math.abs(value)) / mostRow, height > 3 ? height - 1 : height, value < 0 ? theme.muted : theme.querySoft);
+      pen.fill(
+        right,
+        y,
+        (BAR * Math.abs(value)) / mostRow,
+        height > 3 ? height - 1 : height,
+        colour(value, theme.querySoft),
+      );
     });
   });
   pen.clip({ left: map.left, top: below, width: map.width, height: BAR }, () => {
@@ -215,14 +251,26 @@ function drawSums(pen: Pen, { window }: Frame, sums: Sums, map: Box, theme: Them
       const [start, stop] = cellRange(cell, sums.keys, sums.columns.length);
       const x = map.left + (start - window.x) * window.sx;
       const width = (stop - start) * window.sx;
-      pen.fill(x, below, width > 3 ? width - 1 : width, (BAR * Math.abs(value)) / mostColumn, value < 0 ? theme.muted : theme.keySoft);
+      pen.fill(
+        x,
+        below,
+        width > 3 ? width - 1 : width,
+        (BAR * Math.abs(value)) / mostColumn,
+        colour(value, theme.keySoft),
+      );
     });
   });
   const style = { colour: theme.muted, size: 10 };
-  pen.text(signed ? "±" : "sum", right, map.top - 9, style);
-  pen.text(`≤ ${percent(mostRow)}`, right - 2, below + 6, style);
+  const upTo = signed ? "±" : "≤";
+  pen.text("sum", right, map.top - 9, style);
+  pen.text(`${upTo} ${percent(mostRow)}`, right - 2, below + 6, style);
   pen.text("received", map.left - 7, below + 6, { ...style, anchor: "end" });
-  pen.text(`≤ ${mostColumn < 10 ? Number(mostColumn.toPrecision(2)) : Math.round(mostColumn).toLocaleString("en")}`, map.left - 7, below + 20, { ...style, anchor: "end" });
+  pen.text(
+    `${upTo} ${mostColumn < 10 ? Number(mostColumn.toPrecision(2)) : Math.round(mostColumn).toLocaleString("en")}`,
+    map.left - 7,
+    below + 20,
+    { ...style, anchor: "end" },
+  );
 }
 
 function largest(values: Float32Array): number {

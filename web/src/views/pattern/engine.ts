@@ -5,8 +5,9 @@
  * A change of the view is drawn at the next frame from what is there. When the view has rested for a moment, what is
  * missing is asked for; when nothing is missing, the scale is made for what is in view, and the sums at the sides are asked for.
  */
-import { type PaletteName, type Scale, scaleOf, Tally, type Tone } from "../../model/colour";
+
 import type { Rectangle } from "../../look.svelte";
+import { type PaletteName, type Scale, scaleOf, Tally, type Tone } from "../../model/colour";
 import { type Range, type Source, TILE } from "../../source/contract";
 import { drawFrame, drawSmall, type Frame, guttersOf, mapBox, type Pair, type Sums, type Theme } from "./axes";
 import { countsOf, tallyOf } from "./facts";
@@ -16,7 +17,18 @@ import { WebglPainter } from "./renderer";
 import type { Painter, Panel, Scene } from "./scene";
 import { CanvasPainter } from "./software";
 import { themeOf, whenThemeChanges } from "./theme";
-import { cellOf, cellRange, drawn, nameOf, placesOf, type Subject, type Tile, TileCache, TileLoader, type Wanted } from "./tiles";
+import {
+  cellOf,
+  cellRange,
+  drawn,
+  nameOf,
+  placesOf,
+  type Subject,
+  type Tile,
+  TileCache,
+  TileLoader,
+  type Wanted,
+} from "./tiles";
 
 /** A map to be shown. */
 export interface MapSpec {
@@ -145,7 +157,11 @@ export class Engine {
   ) {
     this.painter = WebglPainter.on(canvas, () => this.request()) ?? new CanvasPainter(canvas);
     this.cache = new TileCache(BYTES, (tile) => this.painter.drop(tile));
-    this.loader = new TileLoader((key, signal) => source.ask("tile", key, signal), this.cache, () => this.came());
+    this.loader = new TileLoader(
+      (key, signal) => source.ask("tile", key, signal),
+      this.cache,
+      () => this.came(),
+    );
     this.pen = new CanvasPen(overlay.getContext("2d") as CanvasRenderingContext2D);
     this.theme = themeOf(overlay.parentElement as HTMLElement);
     this.unhear = whenThemeChanges(overlay, () => {
@@ -193,7 +209,9 @@ export class Engine {
       this.window = null;
       return;
     }
-    this.window = rectangle ? geometry.windowOf(rectangle, main.extent, main.box) : geometry.whole(main.extent, main.box);
+    this.window = rectangle
+      ? geometry.windowOf(rectangle, main.extent, main.box)
+      : geometry.whole(main.extent, main.box);
     this.moved();
   }
 
@@ -219,7 +237,9 @@ export class Engine {
     const main = this.main[0];
     if (!main || !this.window) return false;
     const map = this.mapAt(point) ?? main;
-    const at = point ? { x: point.x - map.box.left, y: point.y - map.box.top } : { x: main.box.width / 2, y: main.box.height / 2 };
+    const at = point
+      ? { x: point.x - map.box.left, y: point.y - map.box.top }
+      : { x: main.box.width / 2, y: main.box.height / 2 };
     return this.move(geometry.zoomed(this.window, factor, at, main.extent, main.box));
   }
 
@@ -249,11 +269,17 @@ export class Engine {
     const map = this.mapAt(a);
     const main = this.main[0];
     if (!map || !main || Math.abs(a.x - b.x) < 4 || Math.abs(a.y - b.y) < 4) return;
-    const token = (x: number, y: number) => ({ key: map.window.x + (x - map.box.left) / map.window.sx, query: map.window.y + (y - map.box.top) / map.window.sy });
+    const token = (x: number, y: number) => ({
+      key: map.window.x + (x - map.box.left) / map.window.sx,
+      query: map.window.y + (y - map.box.top) / map.window.sy,
+    });
     const [low, high] = [token(Math.min(a.x, b.x), Math.min(a.y, b.y)), token(Math.max(a.x, b.x), Math.max(a.y, b.y))];
     const keys = main.extent.keys / map.extent.keys;
     const queries = main.extent.queries / map.extent.queries;
-    const range = (from: number, to: number, share: number): Range => [Math.max(from, 0) * share, Math.max(to, from + 0.01, 0.01) * share];
+    const range = (from: number, to: number, share: number): Range => [
+      Math.max(from, 0) * share,
+      Math.max(to, from + 0.01, 0.01) * share,
+    ];
     const rectangle = { queries: range(low.query, high.query, queries), keys: range(low.key, high.key, keys) };
     this.move(geometry.windowOf(rectangle, main.extent, main.box));
   }
@@ -274,7 +300,8 @@ export class Engine {
     const main = this.main[0];
     if (!main || !this.window) return;
     const view = geometry.tokensIn(this.window, main.extent, main.box);
-    const stride = (range: Range, scale: number) => (one || scale >= 11 ? 1 : Math.max(Math.round((range[1] - range[0]) / 8), 1));
+    const stride = (range: Range, scale: number) =>
+      one || scale >= 11 ? 1 : Math.max(Math.round((range[1] - range[0]) / 8), 1);
     const from = this.pointed ?? this.beginning(view);
     const began = this.pointed === null;
     const within = (token: number, tokens: number) => Math.min(Math.max(token, 0), tokens - 1);
@@ -290,7 +317,14 @@ export class Engine {
   }
 
   /** What is in view of a map, from which tiles. */
-  seen(map: number): { spec: MapSpec; tiles: readonly Tile[]; against: readonly Tile[] | null; view: { queries: Range; keys: Range } } | null {
+  seen(
+    map: number,
+  ): {
+    spec: MapSpec;
+    tiles: readonly Tile[];
+    against: readonly Tile[] | null;
+    view: { queries: Range; keys: Range };
+  } | null {
     const it = this.main[map];
     return it ? { ...it, view: geometry.tokensIn(it.window, it.extent, it.box) } : null;
   }
@@ -299,7 +333,10 @@ export class Engine {
   async png(): Promise<Blob> {
     const canvas = this.composed(true);
     return await new Promise((done, failed) => {
-      canvas.toBlob((blob) => (blob ? done(blob) : failed(new Error("The picture is too large to be saved."))), "image/png");
+      canvas.toBlob(
+        (blob) => (blob ? done(blob) : failed(new Error("The picture is too large to be saved."))),
+        "image/png",
+      );
     });
   }
 
@@ -322,18 +359,40 @@ export class Engine {
   }
 
   private names(spec = this.spec): string {
-    return (spec?.maps ?? []).map(({ subject, against }) => `${nameOf(subject)} - ${against ? nameOf(against) : ""}`).join();
+    return (spec?.maps ?? [])
+      .map(({ subject, against }) => `${nameOf(subject)} - ${against ? nameOf(against) : ""}`)
+      .join();
   }
 
   private mapAt(point?: { x: number; y: number }): Shown | undefined {
-    return point && this.main.find(({ box }) => point.x >= box.left && point.x < box.left + box.width && point.y >= box.top && point.y < box.top + box.height);
+    return (
+      point &&
+      this.main.find(
+        ({ box }) =>
+          point.x >= box.left && point.x < box.left + box.width && point.y >= box.top && point.y < box.top + box.height,
+      )
+    );
   }
 
   private arrange(): void {
     if (!this.spec || !this.size.width || !this.main.length) return;
-    const labels = this.main.flatMap(({ spec }) => [...(spec.queryLabels ?? []).slice(0, 512), ...(spec.keyLabels ?? []).slice(0, 512)]);
-    this.gutters = guttersOf(labels, this.size.width < 520, this.main.some(({ spec }) => spec.title), this.pen);
-    const placed = geometry.layout(this.size.width, this.room, this.main.length === 2 ? 2 : 1, this.small.length, this.gutters);
+    const labels = this.main.flatMap(({ spec }) => [
+      ...(spec.queryLabels ?? []).slice(0, 512),
+      ...(spec.keyLabels ?? []).slice(0, 512),
+    ]);
+    this.gutters = guttersOf(
+      labels,
+      this.size.width < 520,
+      this.main.some(({ spec }) => spec.title),
+      this.pen,
+    );
+    const placed = geometry.layout(
+      this.size.width,
+      this.room,
+      this.main.length === 2 ? 2 : 1,
+      this.small.length,
+      this.gutters,
+    );
     const before = this.main[0]?.box;
     this.main.forEach((map, i) => {
       map.box = placed.plots[i] as geometry.Box;
@@ -347,12 +406,15 @@ export class Engine {
       this.opening = geometry.rectangleOf(this.window, main.extent, before);
       this.window = null;
     }
-    this.window ??= this.opening ? geometry.windowOf(this.opening, main.extent, main.box) : geometry.whole(main.extent, main.box);
+    this.window ??= this.opening
+      ? geometry.windowOf(this.opening, main.extent, main.box)
+      : geometry.whole(main.extent, main.box);
   }
 
   private move(window: geometry.Window): boolean {
     const before = this.window;
-    if (before && before.x === window.x && before.y === window.y && before.sx === window.sx && before.sy === window.sy) return false;
+    if (before && before.x === window.x && before.y === window.y && before.sx === window.sx && before.sy === window.sy)
+      return false;
     this.window = window;
     this.moved();
     clearTimeout(this.telling);
@@ -421,7 +483,8 @@ export class Engine {
   private plan(): void {
     const main = this.main[0];
     if (!main || !this.window) return;
-    for (const map of this.main) this.planOne(map, map === main ? this.window : geometry.alike(this.window, main.extent, map.extent));
+    for (const map of this.main)
+      this.planOne(map, map === main ? this.window : geometry.alike(this.window, main.extent, map.extent));
     for (const map of this.small) {
       this.planOne(map, geometry.resized(geometry.alike(this.window, main.extent, map.extent), main.box, map.box));
     }
@@ -441,7 +504,12 @@ export class Engine {
     map.wanted = places.map((place) => ({ subject, place }));
     map.against = null;
     if (against) {
-      const less = placesOf(Math.min(map.level, coarsestLevel(against.extent)), clip(queries, against.extent.queries), clip(keys, against.extent.keys), against.extent);
+      const less = placesOf(
+        Math.min(map.level, coarsestLevel(against.extent)),
+        clip(queries, against.extent.queries),
+        clip(keys, against.extent.keys),
+        against.extent,
+      );
       map.against = drawn(this.cache, against, less).tiles;
       map.wanted = map.wanted.concat(less.map((place) => ({ subject: against, place })));
     }
@@ -551,19 +619,26 @@ export class Engine {
 
   private beginning(view: { queries: Range; keys: Range }): Pair {
     const { query, key } = (this.spec as Spec).chosen;
-    const inside = (token: number | null, [start, stop]: Range) => (token !== null && token >= start && token < stop ? token : Math.floor((start + stop - 1) / 2));
+    const inside = (token: number | null, [start, stop]: Range) =>
+      token !== null && token >= start && token < stop ? token : Math.floor((start + stop - 1) / 2);
     return { query: inside(query, view.queries), key: inside(key, view.keys) };
   }
 
   private pointAt(map: number, pair: Pair | null): Pointed | null {
     clearTimeout(this.pointing);
-    const same = this.pointed && pair && this.pointed.map === map && this.pointed.query === pair.query && this.pointed.key === pair.key;
+    const same =
+      this.pointed &&
+      pair &&
+      this.pointed.map === map &&
+      this.pointed.query === pair.query &&
+      this.pointed.key === pair.key;
     if (same) return this.pointed;
     this.asking.abort();
     this.pointed = pair && { map, ...pair, exact: this.known(map, pair), cell: this.cellAt(map, pair) };
     this.hears.points(this.pointed);
     this.request();
-    if (this.pointed?.exact === undefined && this.pointed) this.pointing = setTimeout(() => void this.askWeight(), POINT);
+    if (this.pointed?.exact === undefined && this.pointed)
+      this.pointing = setTimeout(() => void this.askWeight(), POINT);
     return this.pointed;
   }
 
@@ -608,7 +683,11 @@ export class Engine {
     const name = `${nameOf(of)} ${query} ${key}`;
     if (this.cache.weightAt(of, query, key) !== undefined || this.weights.has(name)) return;
     const { text, site, head } = of;
-    const answer = await this.source.ask("window", { text, site, head, queries: [query, query + 1], keys: [key, key + 1] }, signal);
+    const answer = await this.source.ask(
+      "window",
+      { text, site, head, queries: [query, query + 1], keys: [key, key + 1] },
+      signal,
+    );
     if (this.weights.size > 1000) this.weights.clear();
     this.weights.set(name, answer.weights.data[0] as number);
   }
@@ -629,7 +708,8 @@ export class Engine {
       const query = map.window.y + (point.y - box.top) / map.window.sy;
       const key = map.window.x + (point.x - box.left) / map.window.sx;
       const { sums } = map;
-      if (right > 0 && right < this.gutters.right && below < 0) return sumOf(i, "queries", sums.queries, sums.rows, query);
+      if (right > 0 && right < this.gutters.right && below < 0)
+        return sumOf(i, "queries", sums.queries, sums.rows, query);
       if (below > 0 && below < this.gutters.bottom && right < 0) return sumOf(i, "keys", sums.keys, sums.columns, key);
     }
     return null;
@@ -653,11 +733,18 @@ export class Engine {
         const keys = against ? clip(view.keys, against.extent.keys) : view.keys;
         if (queries[0] < view.queries[0] || keys[0] < view.keys[0]) return; // the other map ends before this part
         if (map.sums && equal(map.sums.queries, queries) && equal(map.sums.keys, keys)) return;
-        const ask = ({ text, site, head }: Subject) => this.source.ask("margins", { text, site, head, queries, keys }, signal);
+        const ask = ({ text, site, head }: Subject) =>
+          this.source.ask("margins", { text, site, head, queries, keys }, signal);
         const [sums, less] = await Promise.all([ask(subject), against ? ask(against) : null]);
         if (signal.aborted) return;
-        const taken = (of: Float32Array, off: Float32Array | undefined) => (off ? of.map((value, i) => value - (off[i] as number)) : of);
-        map.sums = { queries, keys, rows: taken(sums.rows.data, less?.rows.data), columns: taken(sums.columns.data, less?.columns.data) };
+        const taken = (of: Float32Array, off: Float32Array | undefined) =>
+          off ? of.map((value, i) => value - (off[i] as number)) : of;
+        map.sums = {
+          queries,
+          keys,
+          rows: taken(sums.rows.data, less?.rows.data),
+          columns: taken(sums.columns.data, less?.columns.data),
+        };
       }),
     ).catch((error: unknown) => {
       if (!signal.aborted) this.tell(error);
@@ -685,7 +772,13 @@ function shown(spec: MapSpec, before: readonly Shown[]): Shown {
   };
 }
 
-function sumOf(map: number, side: "queries" | "keys", range: Range, values: Float32Array, at: number): PointedSum | null {
+function sumOf(
+  map: number,
+  side: "queries" | "keys",
+  range: Range,
+  values: Float32Array,
+  at: number,
+): PointedSum | null {
   if (at < range[0] || at >= range[1]) return null;
   const cell = cellOf(Math.floor(at), range, values.length);
   return { map, side, tokens: cellRange(cell, range, values.length), sum: values[cell] as number };
@@ -699,5 +792,8 @@ function coarsestLevel({ queries, keys }: geometry.Extent): number {
   return Math.max(Math.ceil(Math.log2(Math.max(queries, keys) / TILE)), 0);
 }
 
-const clip = ([start, stop]: Range, tokens: number): Range => [Math.min(start, tokens - 1), Math.max(Math.min(stop, tokens), 1)];
+const clip = ([start, stop]: Range, tokens: number): Range => [
+  Math.min(start, tokens - 1),
+  Math.max(Math.min(stop, tokens), 1),
+];
 const equal = (a: Range, b: Range) => a[0] === b[0] && a[1] === b[1];

@@ -8,14 +8,17 @@ const all = { queries: [0, 2], keys: [0, 3] } as const;
 
 describe("what is in view", () => {
   it("names the strongest cells in order, of what is in view only", () => {
-    const weights = (keys: readonly [number, number]) => strongest([tile], null, { ...all, keys }, 3).map(({ weight }) => weight);
+    const weights = (keys: readonly [number, number]) =>
+      strongest([tile], null, { ...all, keys }, 3).map(({ weight }) => weight);
     expect(weights([0, 3])).toEqual([0.7, 0.5, 0.25].map((weight) => expect.closeTo(weight)));
     expect(weights([2, 3])).toEqual([0.25, 0.2].map((weight) => expect.closeTo(weight)));
   });
 
   it("tells the tokens of a strongest cell", () => {
     const coarse = new Tile([0, 8], [0, 8], new Float32Array([0, 0, 1, 0]), [2, 2], false, "max");
-    expect(strongest([coarse], null, { queries: [0, 8], keys: [0, 8] }, 5)).toEqual([{ weight: 1, queries: [4, 8], keys: [0, 4] }]);
+    expect(strongest([coarse], null, { queries: [0, 8], keys: [0, 8] }, 5)).toEqual([
+      { weight: 1, queries: [4, 8], keys: [0, 4] },
+    ]);
   });
 
   it("takes what is taken off at the same tokens, only where both maps are", () => {

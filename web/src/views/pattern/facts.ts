@@ -1,5 +1,5 @@
 /** What is in view, in numbers: for the scale, for the picture in words, and for files. */
-import { Tally } from "../../model/colour";
+import type { Tally } from "../../model/colour";
 import type { Range } from "../../source/contract";
 import { cellRange, type Tile } from "./tiles";
 

@@ -6,7 +6,7 @@
  * (a short text that looks at a long one): then it fills its place.
  */
 import type { Rectangle } from "../../look.svelte";
-import { TILE, type Range } from "../../source/contract";
+import { type Range, TILE } from "../../source/contract";
 
 /** What of a map is seen: the token at the left and upper edge, and pixels per token. */
 export interface Window {
@@ -86,7 +86,13 @@ function closest(all: Window, size: Size): number {
 }
 
 /** Closer (factor > 1) or farther, around a point of the screen. */
-export function zoomed(window: Window, factor: number, point: { x: number; y: number }, extent: Extent, size: Size): Window {
+export function zoomed(
+  window: Window,
+  factor: number,
+  point: { x: number; y: number },
+  extent: Extent,
+  size: Size,
+): Window {
   const all = whole(extent, size);
   const sx = Math.min(Math.max(window.sx * factor, all.sx), closest(all, size));
   const done = sx / window.sx;
@@ -137,7 +143,11 @@ export function resized(window: Window, from: Size, to: Size): Window {
 }
 
 /** The token pair at a point; null beside the map. */
-export function pairAt(window: Window, point: { x: number; y: number }, extent: Extent): { query: number; key: number } | null {
+export function pairAt(
+  window: Window,
+  point: { x: number; y: number },
+  extent: Extent,
+): { query: number; key: number } | null {
   const query = Math.floor(window.y + point.y / window.sy);
   const key = Math.floor(window.x + point.x / window.sx);
   return query >= 0 && query < extent.queries && key >= 0 && key < extent.keys ? { query, key } : null;

@@ -63,7 +63,10 @@ export function listen(element: HTMLElement, engine: Engine, heard: Heard): () =
   const pinch = (id: number, before: Point, point: Point): void => {
     const other = [...down].find(([key]) => key !== id)?.[1];
     if (!other) return;
-    const [old, now] = [before, point].map((one) => Math.max(Math.hypot(one.x - other.x, one.y - other.y), 8)) as [number, number];
+    const [old, now] = [before, point].map((one) => Math.max(Math.hypot(one.x - other.x, one.y - other.y), 8)) as [
+      number,
+      number,
+    ];
     engine.zoom(now / old, { x: (point.x + other.x) / 2, y: (point.y + other.y) / 2 });
     engine.pan((before.x - point.x) / 2, (before.y - point.y) / 2);
   };
@@ -82,9 +85,17 @@ export function listen(element: HTMLElement, engine: Engine, heard: Heard): () =
   };
 
   const wheel = (event: WheelEvent): void => {
-    const unit = event.ctrlKey ? WHEEL.pinch : event.deltaMode === 0 ? WHEEL.pixel : event.deltaMode === 1 ? WHEEL.line : WHEEL.page;
+    const unit = event.ctrlKey
+      ? WHEEL.pinch
+      : event.deltaMode === 0
+        ? WHEEL.pixel
+        : event.deltaMode === 1
+          ? WHEEL.line
+          : WHEEL.page;
     const amount = Math.min(Math.max(event.deltaY * unit, -0.7), 0.7);
-    const changed = event.shiftKey ? engine.pan(event.deltaY || event.deltaX, 0) : engine.zoom(Math.exp(-amount), at(event));
+    const changed = event.shiftKey
+      ? engine.pan(event.deltaY || event.deltaX, 0)
+      : engine.zoom(Math.exp(-amount), at(event));
     if (changed || event.ctrlKey) event.preventDefault(); // else the page scrolls on
     if (changed) engine.point(at(event));
   };

@@ -19,9 +19,15 @@ const seen: Seen = {
 
 /** Weights that tell where they are from: 10 head + query + key / 10. */
 const source = {
-  ask: async (_: string, { head, queries, keys }: { head: number; queries: [number, number]; keys: [number, number] }) => {
+  ask: async (
+    _: string,
+    { head, queries, keys }: { head: number; queries: [number, number]; keys: [number, number] },
+  ) => {
     const shape = [queries[1] - queries[0], keys[1] - keys[0]] as const;
-    const data = Float32Array.from({ length: shape[0] * shape[1] }, (_, i) => 10 * head + queries[0] + Math.floor(i / shape[1]) + (keys[0] + (i % shape[1])) / 10);
+    const data = Float32Array.from(
+      { length: shape[0] * shape[1] },
+      (_, i) => 10 * head + queries[0] + Math.floor(i / shape[1]) + (keys[0] + (i % shape[1])) / 10,
+    );
     return { weights: { data, shape } };
   },
 } as unknown as Source;
@@ -29,7 +35,11 @@ const source = {
 describe("numbers in view", () => {
   it("writes single weights with their tokens, as text where a spreadsheet might compute", async () => {
     expect(isExact(seen)).toBe(true);
-    const csv = weightsCsv(await weightsOf(source, { ...seen, view: { queries: [1, 2], keys: [1, 3] } }), labels, labels);
+    const csv = weightsCsv(
+      await weightsOf(source, { ...seen, view: { queries: [1, 2], keys: [1, 3] } }),
+      labels,
+      labels,
+    );
     expect(csv.split("\n")).toEqual([
       "query_position,query,key_position,key,weight",
       `1,'=b,1,'=b,${Math.fround(11.1)}`,
@@ -55,7 +65,9 @@ describe("numbers in view", () => {
     const far = { ...seen, view: { queries: [0, 4000], keys: [0, 2000] } } as const;
     expect(isExact(far)).toBe(false);
     expect(isExact({ ...seen, subject: { ...subject, exact: false } })).toBe(false);
-    expect(cellsCsv(far)).toBe("query_start,query_stop,key_start,key_stop,max_weight\n0,2000,0,2000,0.5\n2000,4000,0,2000,\n");
+    expect(cellsCsv(far)).toBe(
+      "query_start,query_stop,key_start,key_stop,max_weight\n0,2000,0,2000,0.5\n2000,4000,0,2000,\n",
+    );
   });
 
   it("gives the same as JSON", async () => {
@@ -67,7 +79,12 @@ describe("numbers in view", () => {
       key_tokens: ["a", "=b"],
       weights: [[12, expect.closeTo(12.1)]],
     });
-    const far = (await jsonOf(source, { ...seen, view: { queries: [0, 2000], keys: [0, 4000] } }, {})) as { cells: number[][] };
-    expect(far.cells).toEqual([[0, 2000, 0, 2000, 0.5], [0, 2000, 2000, 4000, 0.25]]);
+    const far = (await jsonOf(source, { ...seen, view: { queries: [0, 2000], keys: [0, 4000] } }, {})) as {
+      cells: number[][];
+    };
+    expect(far.cells).toEqual([
+      [0, 2000, 0, 2000, 0.5],
+      [0, 2000, 2000, 4000, 0.25],
+    ]);
   });
 });

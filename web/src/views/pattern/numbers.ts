@@ -40,17 +40,29 @@ export async function weightsOf(source: Source, { subject, against, view }: Seen
   if (queries[0] >= queries[1] || keys[0] >= keys[1]) {
     throw new Error("In view is only a part where the other map has no tokens: there is no difference to save.");
   }
-  const ask = async ({ text, site, head }: Subject) => (await source.ask("window", { text, site, head, queries, keys })).weights.data;
+  const ask = async ({ text, site, head }: Subject) =>
+    (await source.ask("window", { text, site, head, queries, keys })).weights.data;
   const [weight, less] = await Promise.all([ask(subject), against ? ask(against) : null]);
   return { queries, keys, weight, less };
 }
 
 export function weightsCsv(weights: Weights, queryLabels: Labels, keyLabels: Labels): string {
-  const columns = ["query_position", "query", "key_position", "key", "weight", ...(weights.less ? ["other", "difference"] : [])];
+  const columns = [
+    "query_position",
+    "query",
+    "key_position",
+    "key",
+    "weight",
+    ...(weights.less ? ["other", "difference"] : []),
+  ];
   return csvOf(columns, rows(weights, queryLabels, keyLabels));
 }
 
-function* rows({ queries, keys, weight, less }: Weights, queryLabels: Labels, keyLabels: Labels): Generator<(string | number)[]> {
+function* rows(
+  { queries, keys, weight, less }: Weights,
+  queryLabels: Labels,
+  keyLabels: Labels,
+): Generator<(string | number)[]> {
   let i = 0;
   for (let query = queries[0]; query < queries[1]; query++) {
     for (let key = keys[0]; key < keys[1]; key++, i++) {
@@ -65,7 +77,11 @@ function* rows({ queries, keys, weight, less }: Weights, queryLabels: Labels, ke
 export function cellsOf({ tiles, less, view }: Seen): Cell[] {
   const cells: Cell[] = [];
   eachCell(tiles, less, view, (weight, tile, row, column) => {
-    cells.push({ weight, queries: cellRange(row, tile.queries, tile.rows), keys: cellRange(column, tile.keys, tile.columns) });
+    cells.push({
+      weight,
+      queries: cellRange(row, tile.queries, tile.rows),
+      keys: cellRange(column, tile.keys, tile.columns),
+    });
   });
   return cells;
 }
@@ -81,12 +97,18 @@ export function cellsCsv(seen: Seen): string {
 /** The numbers in view as JSON; NaN is null there. */
 export async function jsonOf(source: Source, seen: Seen, about: Record<string, unknown>): Promise<unknown> {
   if (!isExact(seen)) {
-    return { ...about, ...seen.view, cells: cellsOf(seen).map(({ queries, keys, weight }) => [...queries, ...keys, weight]), columns: ["query_start", "query_stop", "key_start", "key_stop", `${seen.reduce}_weight`] };
+    return {
+      ...about,
+      ...seen.view,
+      cells: cellsOf(seen).map(({ queries, keys, weight }) => [...queries, ...keys, weight]),
+      columns: ["query_start", "query_stop", "key_start", "key_stop", `${seen.reduce}_weight`],
+    };
   }
   const weights = await weightsOf(source, seen);
   const { queries, keys, weight, less } = weights;
   const labels = (of: Labels, [start, stop]: Range) => of?.slice(start, stop) ?? null;
-  const table = (values: Float32Array) => Array.from({ length: size(queries) }, (_, i) => [...values.subarray(i * size(keys), (i + 1) * size(keys))]);
+  const table = (values: Float32Array) =>
+    Array.from({ length: size(queries) }, (_, i) => [...values.subarray(i * size(keys), (i + 1) * size(keys))]);
   return {
     ...about,
     queries,

@@ -129,11 +129,15 @@ export class SvgPen implements Pen {
   }
 
   line(x1: number, y1: number, x2: number, y2: number, colour: string, width = 1): void {
-    this.parts.push(`<line x1="${near(x1)}" y1="${near(y1)}" x2="${near(x2)}" y2="${near(y2)}" stroke="${colour}" stroke-width="${width}"/>`);
+    this.parts.push(
+      `<line x1="${near(x1)}" y1="${near(y1)}" x2="${near(x2)}" y2="${near(y2)}" stroke="${colour}" stroke-width="${width}"/>`,
+    );
   }
 
   fill(x: number, y: number, width: number, height: number, colour: string): void {
-    this.parts.push(`<rect x="${near(x)}" y="${near(y)}" width="${near(width)}" height="${near(height)}" fill="${colour}"/>`);
+    this.parts.push(
+      `<rect x="${near(x)}" y="${near(y)}" width="${near(width)}" height="${near(height)}" fill="${colour}"/>`,
+    );
   }
 
   frame(x: number, y: number, width: number, height: number, colour: string, thick = 1): void {
@@ -144,7 +148,9 @@ export class SvgPen implements Pen {
 
   clip({ left, top, width, height }: Box, draw: () => void): void {
     const id = `clip-${this.clips++}`;
-    this.parts.push(`<clipPath id="${id}"><rect x="${near(left)}" y="${near(top)}" width="${near(width)}" height="${near(height)}"/></clipPath>`);
+    this.parts.push(
+      `<clipPath id="${id}"><rect x="${near(left)}" y="${near(top)}" width="${near(width)}" height="${near(height)}"/></clipPath>`,
+    );
     this.parts.push(`<g clip-path="url(#${id})">`);
     draw();
     this.parts.push("</g>");

@@ -92,7 +92,12 @@ export class WebglPainter implements Painter {
 
   /** null where the browser has no WebGL2. `again` is called when a lost context has come back. */
   static on(canvas: HTMLCanvasElement, again: () => void): WebglPainter | null {
-    const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false, powerPreference: "low-power" });
+    const gl = canvas.getContext("webgl2", {
+      alpha: false,
+      antialias: false,
+      depth: false,
+      powerPreference: "low-power",
+    });
     return gl && new WebglPainter(canvas, gl, again);
   }
 
@@ -177,15 +182,37 @@ export class WebglPainter implements Painter {
   }
 
   private drawPatch({ size }: Scene, tile: Tile, other: Tile | null): void {
-    const { gl, at, patch: { left, top, right, bottom, key, query, keys, queries } } = this;
+    const {
+      gl,
+      at,
+      patch: { left, top, right, bottom, key, query, keys, queries },
+    } = this;
     this.bind(0, tile);
     this.bind(1, other ?? tile);
     const two = other ?? tile;
     const [baseKey, baseQuery] = [Math.floor(key), Math.floor(query)];
-    gl.uniform4f(at.u_quad, (2 * left) / size.width - 1, 1 - (2 * top) / size.height, (2 * right) / size.width - 1, 1 - (2 * bottom) / size.height);
+    gl.uniform4f(
+      at.u_quad,
+      (2 * left) / size.width - 1,
+      1 - (2 * top) / size.height,
+      (2 * right) / size.width - 1,
+      1 - (2 * bottom) / size.height,
+    );
     gl.uniform4f(at.u_tokens, key - baseKey, query - baseQuery, keys, queries);
-    gl.uniform4ui(at.u_base, baseKey - tile.keys[0], baseQuery - tile.queries[0], baseKey - two.keys[0], baseQuery - two.queries[0]);
-    gl.uniform4ui(at.u_length, tile.keys[1] - tile.keys[0], tile.queries[1] - tile.queries[0], two.keys[1] - two.keys[0], two.queries[1] - two.queries[0]);
+    gl.uniform4ui(
+      at.u_base,
+      baseKey - tile.keys[0],
+      baseQuery - tile.queries[0],
+      baseKey - two.keys[0],
+      baseQuery - two.queries[0],
+    );
+    gl.uniform4ui(
+      at.u_length,
+      tile.keys[1] - tile.keys[0],
+      tile.queries[1] - tile.queries[0],
+      two.keys[1] - two.keys[0],
+      two.queries[1] - two.queries[0],
+    );
     gl.uniform4ui(at.u_cells, tile.columns, tile.rows, two.columns, two.rows);
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
   }

@@ -69,7 +69,16 @@ export function patch(into: Patch, { box, window }: Panel, tile: Tile, other: Ti
   return true;
 }
 
-export const emptyPatch = (): Patch => ({ left: 0, top: 0, right: 0, bottom: 0, key: 0, query: 0, keys: 0, queries: 0 });
+export const emptyPatch = (): Patch => ({
+  left: 0,
+  top: 0,
+  right: 0,
+  bottom: 0,
+  key: 0,
+  query: 0,
+  keys: 0,
+  queries: 0,
+});
 
 /** Call back for each tile of a panel, or each pair of tiles that meet. */
 export function eachTile(panel: Panel, paint: (tile: Tile, other: Tile | null) => void): void {

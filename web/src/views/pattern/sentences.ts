@@ -15,7 +15,9 @@ export function tokenName(labels: Labels, position: number): string {
 
 /** "128–255", or one token's name. */
 export function rangeName(labels: Labels, [start, stop]: Range): string {
-  return stop - start === 1 ? tokenName(labels, start) : `tokens ${start.toLocaleString("en")}–${(stop - 1).toLocaleString("en")}`;
+  return stop - start === 1
+    ? tokenName(labels, start)
+    : `tokens ${start.toLocaleString("en")}–${(stop - 1).toLocaleString("en")}`;
 }
 
 /** A weight as a percentage, with three digits that say something. */
@@ -65,15 +67,24 @@ export function sumSentence(at: PointedSum, names: Names): string {
   const signed = names.against !== null;
   if (at.side === "queries") {
     const who = rangeName(names.queries, at.tokens);
-    return signed ? `${who}: ${difference(at.sum)} of attention on the keys in view.` : `${who}: ${share(at.sum)} of the attention is on the keys in view.`;
+    return signed
+      ? `${who}: ${difference(at.sum)} of attention on the keys in view.`
+      : `${who}: ${share(at.sum)} of the attention is on the keys in view.`;
   }
   const who = rangeName(names.keys, at.tokens);
   const times = `${signed && at.sum > 0 ? "+" : ""}${Number(at.sum.toPrecision(3))}`;
-  return at.tokens[1] - at.tokens[0] === 1 ? `${who} receives ${times} in all from the queries in view.` : `${who} receive ${times} each from the queries in view.`;
+  return at.tokens[1] - at.tokens[0] === 1
+    ? `${who} receives ${times} in all from the queries in view.`
+    : `${who} receive ${times} each from the queries in view.`;
 }
 
 /** What a cell of the picture holds: "Largest weight in a cell of 128 × 128 tokens". */
-export function cellMeaning({ scale, exact, reduce, cell }: Pick<State, "scale" | "exact" | "reduce" | "cell">): string {
+export function cellMeaning({
+  scale,
+  exact,
+  reduce,
+  cell,
+}: Pick<State, "scale" | "exact" | "reduce" | "cell">): string {
   if (exact) return scale.signed ? "Difference of weights" : "Weight";
   const size = cell.map((tokens) => tokens.toLocaleString("en")).join(" × ");
   const what = REDUCED[reduce ?? "max"];
@@ -100,12 +111,16 @@ export function pictureWords(
     ? `all ${extent.queries.toLocaleString("en")} queries by ${extent.keys.toLocaleString("en")} keys`
     : `queries ${view.queries[0]} to ${view.queries[1] - 1}, keys ${view.keys[0]} to ${view.keys[1] - 1}`;
   const told = cells.map((cell) => cellWords(cell, names)).join("; ");
-  const on = concentration === null ? "" : ` On average ${share(concentration)} of a query's attention is on its heaviest key in view.`;
+  const on =
+    concentration === null
+      ? ""
+      : ` On average ${share(concentration)} of a query's attention is on its heaviest key in view.`;
   return `Map of ${title}: ${where}. ${told ? `Strongest: ${told}.` : "No weight in view."}${on}`;
 }
 
 function cellWords({ queries, keys, weight }: Cell, names: Names): string {
-  if (queries[1] - queries[0] === 1 && keys[1] - keys[0] === 1) return pairSentence({ query: queries[0], key: keys[0] }, weight, names);
+  if (queries[1] - queries[0] === 1 && keys[1] - keys[0] === 1)
+    return pairSentence({ query: queries[0], key: keys[0] }, weight, names);
   const said = names.against ? difference(weight) : share(weight);
   return `${rangeName(names.queries, queries)} at ${rangeName(names.keys, keys)}, ${said}`;
 }

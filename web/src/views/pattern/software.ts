@@ -41,7 +41,14 @@ export function paint(image: Image, scene: Scene, seen: Patch = emptyPatch()): v
   }
 }
 
-function paintPatch(pixels: Uint32Array, image: Image, { scale, ratio, nothing }: Scene, seen: Patch, tile: Tile, other: Tile | null): void {
+function paintPatch(
+  pixels: Uint32Array,
+  image: Image,
+  { scale, ratio, nothing }: Scene,
+  seen: Patch,
+  tile: Tile,
+  other: Tile | null,
+): void {
   const table = new Uint32Array(scale.table.buffer);
   const [blank, odd, even] = [packed(nothing), packed(NOT_A_NUMBER[0]), packed(NOT_A_NUMBER[1])];
   const columns = along(seen.left * ratio, seen.right * ratio, image.width, seen.key, seen.keys);
@@ -64,10 +71,17 @@ function paintPatch(pixels: Uint32Array, image: Image, { scale, ratio, nothing }
 }
 
 /** The pixels whose middles are between two places, and the token at each. */
-function along(from: number, to: number, pixels: number, token: number, tokens: number): { first: number; tokens: Int32Array } {
+function along(
+  from: number,
+  to: number,
+  pixels: number,
+  token: number,
+  tokens: number,
+): { first: number; tokens: Int32Array } {
   const first = Math.max(Math.ceil(from - 0.5), 0);
   const last = Math.min(Math.ceil(to - 0.5), pixels);
-  const at = (_: unknown, i: number) => Math.floor(token + (Math.min((first + i + 0.5 - from) / (to - from), 1 - 1e-12)) * tokens);
+  const at = (_: unknown, i: number) =>
+    Math.floor(token + Math.min((first + i + 0.5 - from) / (to - from), 1 - 1e-12) * tokens);
   return { first, tokens: Int32Array.from({ length: Math.max(last - first, 0) }, at) };
 }
 

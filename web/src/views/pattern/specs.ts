@@ -14,6 +14,11 @@ export interface Sequences {
   readonly keys: TokensAnswer | null;
 }
 
+/** A small map, and where it is to be found. */
+export interface SmallSpec extends MapSpec {
+  readonly place: Place;
+}
+
 type Asked = Pick<Looked, "reduce" | "special" | "difference" | "against" | "chosen">;
 
 /** What is looked at, with the places that a link may overstep brought back. */
@@ -29,7 +34,14 @@ export function subjectOf(text: TextInfo, { site, head }: Place, reduce: "mean" 
   const info = text.sites[site];
   if (!info || !hasMap(info)) return null;
   const extent = { queries: info.queries, keys: info.keys };
-  return { text: text.id, site, head: head === "mean" ? head : Math.min(head, info.heads.length - 1), reduce, extent, exact: info.exact };
+  return {
+    text: text.id,
+    site,
+    head: head === "mean" ? head : Math.min(head, info.heads.length - 1),
+    reduce,
+    extent,
+    exact: info.exact,
+  };
 }
 
 /** Whether there is anything to draw of a site. */
@@ -73,14 +85,26 @@ export function mapsOf(looking: Looking, tokens: (text: TextInfo) => Sequences):
   });
 }
 
-/** The small maps: chosen heads, without the one that is large. */
-export function smallOf({ text, site, head, look }: Looking): (MapSpec & { place: Place })[] {
+/** The small maps: chosen heads, without the one that is large. Where something is taken off that one, it is off them too. */
+export function smallOf(looking: Looking, tokens: (text: TextInfo) => Sequences): SmallSpec[] {
+  const { text, site, head, look } = looking;
   return look.chosen
     .filter((place) => !(place.site === site && place.head === head))
     .slice(0, MOST_SMALL)
     .flatMap((place) => {
       const subject = subjectOf(text, place, look.reduce);
       if (!subject) return [];
-      return { subject, place, against: null, title: placeName(text, subject), queryLabels: null, keyLabels: null, specialKeys: null };
+      const against = againstOf({ ...looking, ...place })?.subject ?? null;
+      const sameKeys = text.sites[place.site]?.key_tokens === text.sites[site]?.key_tokens;
+      const specialKeys = look.special || !sameKeys ? null : (tokens(text).keys?.special.data ?? null);
+      return {
+        subject,
+        place,
+        against,
+        title: placeName(text, subject),
+        queryLabels: null,
+        keyLabels: null,
+        specialKeys,
+      };
     });
 }

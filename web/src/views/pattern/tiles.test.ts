@@ -13,7 +13,13 @@ function answer({ level, row, column, reduce }: TileKey): TileAnswer {
   const cells = (r: Range) => Math.ceil((r[1] - r[0]) / 2 ** level);
   const [queries, keys] = [range(row), range(column)];
   const shape = [cells(queries), cells(keys)] as const;
-  return { queries, keys, weights: { data: new Float32Array(shape[0] * shape[1]).fill(level), shape }, exact: level === 0, reduce };
+  return {
+    queries,
+    keys,
+    weights: { data: new Float32Array(shape[0] * shape[1]).fill(level), shape },
+    exact: level === 0,
+    reduce,
+  };
 }
 
 function put(cache: TileCache, level: number, row: number, column: number): Tile {
@@ -22,7 +28,12 @@ function put(cache: TileCache, level: number, row: number, column: number): Tile
 
 /** An ask whose answers are given by hand. */
 function byHand() {
-  const asked: { key: TileKey; signal: AbortSignal; give: (value: TileAnswer) => void; fail: (error: unknown) => void }[] = [];
+  const asked: {
+    key: TileKey;
+    signal: AbortSignal;
+    give: (value: TileAnswer) => void;
+    fail: (error: unknown) => void;
+  }[] = [];
   const ask = (key: TileKey, signal: AbortSignal) =>
     new Promise<TileAnswer>((give, fail) => {
       asked.push({ key, signal, give, fail });
@@ -34,7 +45,12 @@ const settled = () => new Promise((done) => setTimeout(done));
 
 describe("cells", () => {
   it("finds a token in the cell that holds it", () => {
-    for (const [length, cells] of [[10, 10], [10, 3], [1000, 64], [7, 5]] as const) {
+    for (const [length, cells] of [
+      [10, 10],
+      [10, 3],
+      [1000, 64],
+      [7, 5],
+    ] as const) {
       const range: Range = [100, 100 + length];
       for (let token = 100; token < 100 + length; token++) {
         const [start, stop] = cellRange(cellOf(token, range, cells), range, cells);
@@ -54,7 +70,17 @@ describe("cells", () => {
 describe("places", () => {
   it("covers a part, the middle first, cut at the map's end", () => {
     const places = placesOf(1, [300, 1500], [600, 2000], extent);
-    expect(places.map(({ row, column }) => `${row}.${column}`).sort()).toEqual(["0.1", "0.2", "0.3", "1.1", "1.2", "1.3", "2.1", "2.2", "2.3"]);
+    expect(places.map(({ row, column }) => `${row}.${column}`).sort()).toEqual([
+      "0.1",
+      "0.2",
+      "0.3",
+      "1.1",
+      "1.2",
+      "1.3",
+      "2.1",
+      "2.2",
+      "2.3",
+    ]);
     expect(places[0]).toEqual({ level: 1, row: 1, column: 2, queries: [512, 1024], keys: [1024, 1536] });
     expect(places.find(({ column }) => column === 3)?.keys).toEqual([1536, 2000]);
   });
@@ -137,7 +163,9 @@ describe("the loader", () => {
     const { asked, ask } = byHand();
     const loader = new TileLoader(ask, cache, () => {}, 3);
     loader.want(wanted);
-    expect(asked.map(({ key }) => [key.row, key.column])).toEqual(wanted.slice(0, 3).map(({ place }) => [place.row, place.column]));
+    expect(asked.map(({ key }) => [key.row, key.column])).toEqual(
+      wanted.slice(0, 3).map(({ place }) => [place.row, place.column]),
+    );
     for (let i = 0; i < wanted.length; i++) {
       asked[i]?.give(answer(asked[i]?.key as TileKey));
       await settled();
@@ -190,7 +218,13 @@ describe("the loader", () => {
     const loader = new TileLoader(ask, cache, () => {}, 3);
     loader.want(wanted.map(({ place }) => ({ subject: { ...subject, exact: false }, place })));
     expect(asked).toHaveLength(1);
-    asked[0]?.give({ queries: all, keys: all, weights: { data: new Float32Array(64), shape: [8, 8] }, exact: false, reduce: "mean" });
+    asked[0]?.give({
+      queries: all,
+      keys: all,
+      weights: { data: new Float32Array(64), shape: [8, 8] },
+      exact: false,
+      reduce: "mean",
+    });
     await settled();
     expect(asked).toHaveLength(1);
     expect(loader.missing).toBe(0);

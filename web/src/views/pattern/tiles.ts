@@ -211,7 +211,13 @@ export class TileCache {
 }
 
 function same(a: Tile, b: Tile): boolean {
-  return a.rows === b.rows && a.columns === b.columns && a.reduce === b.reduce && a.covers(b.queries, b.keys) && b.covers(a.queries, a.keys);
+  return (
+    a.rows === b.rows &&
+    a.columns === b.columns &&
+    a.reduce === b.reduce &&
+    a.covers(b.queries, b.keys) &&
+    b.covers(a.queries, a.keys)
+  );
 }
 
 /** How much finer than needed a tile may be to stand in for one that is not there yet: 2^2 cells in a pixel. */
@@ -226,7 +232,10 @@ export function drawn(cache: TileCache, subject: Subject, places: readonly Place
   const least = 2 ** (places[0]?.level ?? 0) / FINER;
   const others = cache
     .of(subject)
-    .filter((tile) => !there.has(tile) && tile.cell >= least && missing.some((place) => tile.meets(place.queries, place.keys)))
+    .filter(
+      (tile) =>
+        !there.has(tile) && tile.cell >= least && missing.some((place) => tile.meets(place.queries, place.keys)),
+    )
     .sort((a, b) => b.cell - a.cell);
   return { tiles: [...others, ...there], whole: false };
 }
@@ -255,7 +264,8 @@ export class TileLoader {
 
   /** How many are missing. */
   get missing(): number {
-    return this.wanted.filter((one) => !this.failed.has(keyName(one)) && !this.cache.find(one.subject, one.place)).length;
+    return this.wanted.filter((one) => !this.failed.has(keyName(one)) && !this.cache.find(one.subject, one.place))
+      .length;
   }
 
   /** Why one of those that are wanted could not be had. */
@@ -307,7 +317,8 @@ export class TileLoader {
       const answer = await this.ask({ text, site, head, level, row, column, reduce }, abort.signal);
       if (abort.signal.aborted) return;
       const tile = this.cache.put(subject, answer);
-      if (!this.cache.find(subject, place)) throw new Error(`${expected(place)}; got ${said(tile.queries, tile.keys, tile.cell)}.`);
+      if (!this.cache.find(subject, place))
+        throw new Error(`${expected(place)}; got ${said(tile.queries, tile.keys, tile.cell)}.`);
     } catch (error) {
       if (abort.signal.aborted) return;
       this.failed.set(name, error);
