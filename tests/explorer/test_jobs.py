@@ -264,8 +264,11 @@ def test_roles_of_a_stored_text_are_those_of_its_own_tokens(reader, tmp_path):
 
 
 def test_of_some_heads_roles_stand_where_the_heads_do(reader):
-    answer, _ = run(Explorer(recorded(reader, heads=[1])), "roles", {"text": "0"})
+    trace = recorded(reader, heads=[1])
+    answer, _ = run(Explorer(trace), "roles", {"text": "0"})
     assert answer["roles"] == [told[1:] for told in heads(recorded(reader)).strongest.tolist()]
+    answer, _ = run(Explorer(trace, reader), "roles", {"text": "0"})
+    assert answer["roles"] == [told[1:] for told in heads(reader, TEXT).strongest.tolist()]
 
 
 def test_tokens_that_the_model_would_read_otherwise_are_taken_from_the_trace(reader):
@@ -493,6 +496,7 @@ def case():
     first = torch.ones(8 << 20)
     second = first + 1
     return [second.sum(), torch.ones(1 << 20)]
+case()  # what is loaded once is no memory of the call
 for _ in range(3):
     print(peak_bytes(case))
 print(peak_bytes(lambda: [torch.ones(10)]))
@@ -503,5 +507,5 @@ def test_memory_is_what_a_call_held_at_most():
     said = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     *larger, smaller = map(int, said.stdout.split())
     for found in larger:  # each anew, though the first left memory behind
-        assert 68 << 20 <= found < 72 << 20
+        assert 66 << 20 <= found < 72 << 20
     assert 40 <= smaller < 1 << 20

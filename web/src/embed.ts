@@ -1,9 +1,14 @@
 /** One file for saved pages and notebooks. A saved page has its data in itself, and starts as soon as they are unpacked. */
+import "./notebook.css"; // first: the rules of components follow
 import { mount } from "svelte";
 import App from "./App.svelte";
 import { addressBar } from "./look.svelte";
 import { packed } from "./source/packed";
+import { render } from "./widget";
 import "./style.css";
+
+/** What anywidget asks of a notebook's widget. */
+export default { render };
 
 declare global {
   /** What `src/saccade/explorer/standalone.html` unpacks before this script runs: a parcel of files, and the first view. */

@@ -4,8 +4,11 @@
  * Nothing is read before it is asked for, then chunk by chunk; chunks that were read are kept as long as there is room.
  */
 import * as zarr from "zarrita";
+import zstd from "./source/zstd";
 
 export const VERSION = 1;
+
+zarr.registry.set("zstd", () => zstd as never);
 
 /** Bytes of unpacked chunks that are kept: a tab stays small, and a pattern is swept without reading anything twice. */
 const ROOM = 128 << 20;

@@ -8,7 +8,7 @@ import { type WidgetModel, WidgetSource } from "./source/widget";
 export function render({ model, el }: { model: WidgetModel; el: HTMLElement }): () => void {
   const source = new WidgetSource(model);
   const frame = el.appendChild(document.createElement("div"));
-  frame.style.overflow = "auto";
+  frame.className = "saccade-frame";
   // JupyterLab looks for its shortcuts before a page hears of a key: "1" would turn the cell into a heading.
   frame.dataset.lmSuppressShortcuts = "true";
   const measure = () => Object.assign(frame.style, { height: `${Number(model.get("height"))}px` });

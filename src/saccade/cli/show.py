@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from saccade.cli.reading import MEAN, ModelName, TextFile, layer_number, read_te
 from saccade.cli.screen import console_of_stdout, progress
 
 if TYPE_CHECKING:
+    from saccade.explorer.library import SiteInfo
     from saccade.views import AttentionView
 
 PAGE = ".html"
@@ -51,8 +54,13 @@ def show(
     if out is not None and out.suffix.lower() == PAGE:
         if token is not None:
             raise errors.ArgumentError("--token is for pictures and tables; a page lets its reader choose a word")
-        look = _first_look(*chosen, words=words, special=special)
-        _write_page(said, out, model, look, truncate=truncate)
+        _write_page(
+            said,
+            out,
+            model,
+            partial(_first_look, layer=chosen[0], head=chosen[1], words=words, special=special),
+            truncate=truncate,
+        )
         return
     view = _look(said, model, "words" if words else "tokens", truncate=truncate).select(*chosen)
     view = view if special else view.without_special()
@@ -115,19 +123,31 @@ def _write(view: AttentionView, out: Path, focus: int | None) -> None:
         typer.echo(f"saccade: {remark}", err=True)
 
 
-def _first_look(layer: int | str | None, head: int | str | None, *, words: bool, special: bool) -> str:
+def _first_look(
+    sites: list[SiteInfo], layer: int | str | None, head: int | str | None, *, words: bool, special: bool
+) -> str:
     """What a page shows first, as in its links."""
     if layer == MEAN:
         raise errors.ArgumentError("--layer mean: a page shows one layer at a time; expected a number from 0")
-    fields = {} if layer is None else {"site": layer}
-    fields |= {} if head is None else {"head": head}
-    view = "/pattern" if fields else "/heads"
-    fields |= {} if words else {"words": 0}
-    fields |= {"special": 1} if special else {}
-    return "?".join([view, *(["&".join(f"{name}={value}" for name, value in fields.items())] if fields else [])])
+    if isinstance(layer, int) and layer >= len(sites):
+        raise errors.ArgumentError(f"--layer {layer}: the model has layers 0 to {len(sites) - 1}")
+    heads = len(sites[int(layer or 0)]["heads"])
+    if isinstance(head, int) and head >= heads:
+        raise errors.ArgumentError(f"--head {head}: the layer has heads 0 to {heads - 1}")
+    said = {
+        "site": layer,
+        "head": head,
+        "words": None if words else 0,
+        "special": 1 if special else None,
+    }
+    fields = "&".join(f"{name}={value}" for name, value in said.items() if value is not None)
+    view = "/heads" if layer is None and head is None else "/pattern"
+    return f"{view}?{fields}" if fields else view
 
 
-def _write_page(text: str, out: Path, model: str | None, look: str, *, truncate: bool) -> None:
+def _write_page(
+    text: str, out: Path, model: str | None, look: Callable[[list[SiteInfo]], str], *, truncate: bool
+) -> None:
     from saccade.explorer import page
 
     page.check_built(page.BUILT)
@@ -139,7 +159,8 @@ def _write_page(text: str, out: Path, model: str | None, look: str, *, truncate:
         from saccade.explorer import standalone
 
         explorer, dropped = standalone.reading(loaded, text, truncate=truncate)
-        half = standalone.write_page(explorer, out, look=look)
+        sites = [info for info, _ in explorer.library.texts[0].sites]
+        half = standalone.write_page(explorer, out, look=look(sites))
     typer.echo(f"wrote {out}")
     if dropped:
         typer.echo(f"saccade: {dropped:,} tokens at the end were cut off", err=True)

@@ -45,7 +45,7 @@ def meaning(explorer: Explorer, parameters: Mapping[str, Any], progress: Progres
     asked = read(Sentences, parameters)
     reader = reader_of(explorer)
     by_sense = _by_sense(asked)
-    forwards = -(-len(asked.sentences) // TOGETHER)
+    forwards = max(-(-len(asked.sentences) // TOGETHER), 1)
     calls = forwards * calls_of(reader.model)
     steps, said = Steps(progress, cancelled), f"{len(asked.sentences)} sentences"
     steps.begin(calls, f"reading {said}", (0.0, READING), keeping=said)

@@ -18,6 +18,7 @@ from saccade.explorer.library import Text
 from saccade.explorer.parameters import read
 from saccade.explorer.parcel import Answer
 from saccade.explorer.patterns import Floats
+from saccade.explorer.sites import crosses
 from saccade.explorer.stored import receives
 from saccade.explorer.work import Asked, go_on
 from saccade.statistics import Distance, Entropy, Mass, MaxWeight, Statistic, cell_bounds
@@ -128,16 +129,14 @@ def _computed(text: Text, number: int) -> Overview:
 def _offset(text: Text, number: int) -> int | None:
     """The position among the keys of the first query; None where that has no meaning, or is not known.
 
-    Keys that outnumber the queries and are of the same argument of the model are those of a cache; its last are the
-    queries.
+    Keys that outnumber the queries and are known are those of a cache; its last are the queries.
     """
-    site, entry = text.entry.metadata.sites[number], text.entry.metadata
-    info, _ = text.site(number)
-    if site.queries == site.keys and info["queries"] == info["keys"]:
-        return None if info["label"].endswith("cross") else 0
-    if site.queries is None or site.keys is None:
+    site, (info, _) = text.entry.metadata.sites[number], text.site(number)
+    if crosses(text.entry.metadata)[number]:
         return None
-    grown = entry.sequences[site.queries].name == entry.sequences[site.keys].name and info["keys"] > info["queries"]
+    if info["queries"] == info["keys"]:
+        return 0
+    grown = site.queries is not None and site.keys is not None and info["keys"] > info["queries"]
     return info["keys"] - info["queries"] if grown else None
 
 

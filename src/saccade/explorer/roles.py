@@ -8,7 +8,7 @@ one attention call at a time; of a batch, all its texts together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from saccade.adapters.pretrained import Pretrained, encode
@@ -18,9 +18,8 @@ from saccade.explorer.parameters import read
 from saccade.explorer.parcel import Answer
 from saccade.explorer.reading import Steps, calls_of, run_of_model
 from saccade.explorer.work import Asked, go_on
-from saccade.trace import Trace
-from saccade.trace.metadata import EntryMetadata, TraceMetadata
-from saccade.trace.storage import Arrays, Index, Values
+from saccade.trace import Site, Trace
+from saccade.trace.metadata import TraceMetadata
 
 if TYPE_CHECKING:
     from saccade.explorer.explorer import Explorer, Progress
@@ -57,12 +56,8 @@ def roles(explorer: Explorer, parameters: Mapping[str, Any], progress: Progress,
         Cancelled: nobody waits for it any more.
     """
     text = explorer.text(read(OfText, parameters).text)
-    string = None if explorer.reader is None else _as_read(explorer.reader, text)
-    if string is None:
-        found = dict(_by_trace(text, progress, cancelled))
-    else:
-        found = _by_model(explorer, string, progress, cancelled)
-    told = [found.get(info["name"]) or [("", 0.0)] * len(info["heads"]) for info, _ in text.sites]
+    found = _found(explorer, text, progress, cancelled)
+    told = [[found.get((info["name"], head), NO_ROLE) for head in info["heads"]] for info, _ in text.sites]
     return {
         "roles": [[role for role, _ in of_site] for of_site in told],
         "shares": [[share for _, share in of_site] for of_site in told],
@@ -70,18 +65,26 @@ def roles(explorer: Explorer, parameters: Mapping[str, Any], progress: Progress,
     }
 
 
-# The role and the share of each head that was kept, by site.
-Told = dict[str, list[tuple[str, float]]]
+def _found(explorer: Explorer, text: Text, progress: Progress, cancelled: Asked) -> Told:
+    string = None if explorer.reader is None else _as_read(explorer.reader, text)
+    if string is None:
+        return _by_trace(text, progress, cancelled)
+    return _by_model(explorer, string, progress, cancelled)
+
+
+# The role and the share of each head, by its site and its number.
+Told = dict[tuple[str, int], tuple[str, float]]
+NO_ROLE = ("", 0.0)
 
 
 def _told(found: HeadRoles) -> Told:
-    strongest = found.strongest
+    strongest = found.strongest.tolist()
     return {
-        site: [
-            (str(role), float(found.scores[str(role)][layer, place]) if role else 0.0)
-            for place, role in enumerate(strongest[layer])
-        ]
+        (site, number): (role, float(found.scores[role][layer, place])) if role else NO_ROLE
         for layer, site in enumerate(found.sites)
+        for role, place, number in zip(
+            strongest[layer], range(len(found.head_numbers)), found.head_numbers, strict=True
+        )
     }
 
 
@@ -91,10 +94,13 @@ def _told(found: HeadRoles) -> Told:
 def _as_read(reader: Pretrained, text: Text) -> str | None:
     """The text, if the model makes of it the very tokens that it is shown with; else None."""
     tokens = text.entry.tokens
-    if tokens is None or tokens.texts is None or not tokens.texts.text[text.batch].strip():
+    if tokens is None or tokens.texts is None:
         return None
     string = tokens.texts.text[text.batch]
-    ids = encode(reader, string, truncate=True).inputs["input_ids"][0].tolist()
+    try:
+        ids = encode(reader, string, truncate=True).inputs["input_ids"][0].tolist()
+    except ArgumentError:  # there is no word in it
+        return None
     return string if ids == tokens.ids[text.batch][tokens.visible[text.batch]].tolist() else None
 
 
@@ -103,27 +109,27 @@ def _by_model(explorer: Explorer, string: str, progress: Progress, cancelled: As
     steps = Steps(progress, cancelled)
     steps.begin(2 * calls_of(explorer.reader.model), "the model reads, to see what its heads do")
     with run_of_model(explorer, steps):
-        return _told(heads(explorer.reader, string))
+        return _told(heads(explorer.reader, string, truncate=True))
 
 
 # ---------------------------------------------------------------------------------------- by the trace
 
 
-def _by_trace(text: Text, progress: Progress, cancelled: Asked) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+def _by_trace(text: Text, progress: Progress, cancelled: Asked) -> Told:
     """The roles in each site whose queries and keys are the same tokens."""
     _check_exact(text)
-    names, skipped = text.entry.sites, ""
-    for number, name in enumerate(names):
+    found: Told = {}
+    skipped = None
+    for number, (info, call) in enumerate(text.sites):
         go_on(cancelled)
-        progress(number / len(names), f"what the heads of {text.sites[number][0]['label']} do")
+        progress(number / len(text.sites), f"what the heads of {info['label']} do")
         try:
-            told = _told(heads(Trace(_OneCall.of(text, number))))
+            found |= _told(heads(_OneCall(text.trace, call)))
         except NotRecordedError as error:
-            skipped = str(error)
-            continue
-        yield name, told[name]
-    if skipped and all(info["query_tokens"] is None for info, _ in text.sites):
-        raise NotRecordedError(skipped)
+            skipped = error
+    if not found and skipped is not None:
+        raise skipped
+    return found
 
 
 def _check_exact(text: Text) -> None:
@@ -142,33 +148,19 @@ def _check_exact(text: Text) -> None:
         )
 
 
-@dataclass(eq=False)
-class _OneCall:
-    """A library whose only entry is one attention call of an entry.
+class _OneCall(Trace):
+    """A trace of a single attention call, as far as `heads` looks at it."""
 
-    Attributes:
-        metadata: the trace's.
-        finished: that entry.
-    """
+    def __init__(self, trace: Trace, call: Site) -> None:
+        self._whole, self._call = trace, call
 
-    metadata: TraceMetadata
-    finished: list[Arrays]
+    @property
+    def metadata(self) -> TraceMetadata:
+        """See `Trace`."""
+        return self._whole.metadata
 
-    @classmethod
-    def of(cls, text: Text, number: int) -> _OneCall:
-        """The library of a call by its number among the sites of a text."""
-        arrays = text.entry._arrays  # noqa: SLF001  our own
-        metadata = replace(arrays.metadata, sites=arrays.metadata.sites[number : number + 1])
-        return cls(text.trace.metadata, [_Part(metadata, arrays)])
+    def __iter__(self) -> Iterator[Any]:
+        yield [self._call]
 
-
-@dataclass(eq=False)
-class _Part:
-    """The arrays of an entry, of which only some calls are told."""
-
-    metadata: EntryMetadata
-    whole: Arrays
-
-    def read(self, path: str, index: Index = ()) -> Values:
-        """See `Arrays`."""
-        return self.whole.read(path, index)
+    def __len__(self) -> int:
+        return 1

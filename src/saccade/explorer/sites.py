@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
 from saccade.trace.blocks import kind_of_path, path_of
@@ -14,15 +14,14 @@ _CROSS = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
 
 
 def labels(entry: EntryMetadata) -> list[str]:
-    """A label for each site: "layer 3", "decoder 2, cross". Where that would name two alike, the module's path."""
+    """A label for each site: "layer 3", "decoder 2, cross". Where that names two alike, all their paths."""
     names = [site.name for site in entry.sites]
     numbers, parts = _numbers(names), _parts(names)
     found = [
         f"{part} {number}{', cross' if cross else ''}"
-        for part, number, cross in zip(parts, numbers, _crosses(entry), strict=True)
+        for part, number, cross in zip(parts, numbers, crosses(entry), strict=True)
     ]
-    times = Counter(found)
-    return [name if times[label] > 1 else label for name, label in zip(names, found, strict=True)]
+    return found if len(set(found)) == len(found) else names
 
 
 def _numbers(names: Sequence[str]) -> list[int]:
@@ -50,7 +49,7 @@ def _parts(names: Sequence[str]) -> list[str]:
     return parts if "decoder" in parts and "encoder" in parts else ["layer"] * len(names)
 
 
-def _crosses(entry: EntryMetadata) -> list[bool]:
+def crosses(entry: EntryMetadata) -> list[bool]:
     """Whether each site looks from one sequence at another."""
     return [
         bool(_CROSS.search(site.name))

@@ -1,27 +1,29 @@
-// Unpacks a saved page: its script and its data are gzip, four bytes in five letters (base 85).
+// Unpacks a saved page: style, script and files are gzip, seven bits in each letter.
 (async () => {
-  const letters = "{{letters}}";
-  const digit = new Uint8Array(128);
-  for (let i = 0; i < 85; i++) digit[letters.charCodeAt(i)] = i;
-
-  const unpack = async (id) => {
-    const element = document.getElementById(id);
-    const text = element.textContent;
-    const bytes = new DataView(new ArrayBuffer((text.length / 5) * 4));
-    for (let at = 0; at < text.length; at += 5) {
-      let number = 0;
-      for (let i = at; i < at + 5; i++) number = number * 85 + digit[text.charCodeAt(i)];
-      bytes.setUint32((at / 5) * 4, number);
+  const unpack = async (name) => {
+    const { textContent: letters, dataset } = document.getElementById(`packed-${name}`);
+    const bytes = new Uint8Array(Number(dataset.bytes));
+    for (let i = 0, at = 0, bits = 0, held = 0; at < bytes.length; i++) {
+      held = (held << 7) | (letters.charCodeAt(i) & 127);
+      bits += 7;
+      if (bits >= 8) {
+        bits -= 8;
+        bytes[at++] = held >> bits;
+        held &= (1 << bits) - 1;
+      }
     }
-    const packed = new Blob([bytes.buffer.slice(0, Number(element.dataset.bytes))]);
-    return new Response(packed.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+    const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(plain).arrayBuffer();
+  };
+  const add = async (name, element) => {
+    element.textContent = new TextDecoder().decode(await unpack(name));
+    document.head.append(element);
   };
 
-  globalThis.saccadeSaved = { files: await unpack("files"), look: document.getElementById("files").dataset.look };
-  const script = document.createElement("script");
-  script.type = "module";
-  script.textContent = new TextDecoder().decode(await unpack("page"));
-  document.body.append(script);
+  const { look } = document.getElementById("packed-files").dataset;
+  globalThis.saccadeSaved = { files: await unpack("files"), look };
+  await add("style", document.createElement("style"));
+  await add("page", Object.assign(document.createElement("script"), { type: "module" }));
 })().catch((error) => {
   const old = "DecompressionStream" in globalThis ? "" : " It needs a browser of 2023 or later.";
   document.getElementById("saccade").textContent = `This page could not be unpacked.${old} (${error})`;

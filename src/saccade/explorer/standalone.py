@@ -4,7 +4,9 @@ The file holds the page's script and, of the text, what `saved.answers` says and
 queries, keys, values, hidden states, and what each row's exponentials are divided by. They lie in it as the arrays of a
 Zarr store with the paths and the metadata of a trace, so that one reader in the browser serves this page and exported
 folders. But they are not sharded, nor packed each for itself, and statistics and maps are left out: the page computes
-them. All of it is gzipped once, bytes of equal weight side by side, and written four bytes in five letters.
+them. All of it is gzipped once, bytes of equal weight side by side, and written seven bits in a letter of ASCII; HTML
+bears all of these but three, in whose place letters of two bytes stand. That takes 17 % more than the bytes, where base
+64 takes 33 %.
 
 A page that would be larger than `SMALL` has its numbers in half precision. It says so, and it stays consistent: rows
 are divided by what the rounded queries and keys give.
@@ -54,9 +56,9 @@ LARGEST = 24 << 20  # bytes of numbers in half precision
 MOST_HALF = float(torch.finfo(torch.float16).max)
 SHORT = 32  # tokens up to which the page makes thumbnails itself: each cell is a weight
 
-# Python's letters for base 85, without the one that begins a tag.
-_ITS_LETTERS = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
-_LETTERS = _ITS_LETTERS.replace(b"<", b",")
+# What HTML would take for the end of the element, or change; a letter far behind it stands for each.
+_UNBORNE = {ord(letter): 0x100 + ord(letter) for letter in "\0\r<"}
+_PIECE = 7 << 20  # bytes that are turned to letters at a time
 
 _HERE = Path(__file__).parent
 
@@ -279,22 +281,19 @@ def _by_weight(values: NDArray[Any]) -> bytes:
 
 def _html(files: Files, parts: Mapping[str, str], *, title: str, look: str) -> bytes:
     """The page; `parts` are its script, style and icon."""
-    loader = _THE_LOADER.replace("{{letters}}", _LETTERS.decode())
     style = parts["css"] + _OWN_STYLE
-    if "</" in style:
-        raise AssertionError("a style sheet does not close its element")
     packed = pack({name: np.frombuffer(content, np.uint8) for name, content in files.items()})
-    written = {"page": _lettered(parts["js"].encode()), "files": _lettered(packed)}
+    packs = {"style": style.encode(), "page": parts["js"].encode(), "files": packed}
+    letters = {name: _lettered(content) for name, content in packs.items()}
     filled = {
-        "policy": _POLICY.format(loader=_hash(loader), page=_hash(parts["js"]), style=_hash(style)),
+        "policy": _POLICY.format(loader=_hash(_THE_LOADER), page=_hash(parts["js"]), style=_hash(style)),
         "generator": f"saccade {__version__}",
         "title": html.escape(f"{title} – Saccade"),
         "icon": "data:image/svg+xml;base64," + base64.b64encode(parts["icon"].encode()).decode(),
-        "style": style,
-        "loader": loader,
+        "loader": _THE_LOADER,
         "look": html.escape(look),
-        **{name: letters for name, (letters, _) in written.items()},
-        **{f"{name}_bytes": str(size) for name, (_, size) in written.items()},
+        **{name: text for name, (text, _) in letters.items()},
+        **{f"{name}_bytes": str(size) for name, (_, size) in letters.items()},
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], _THE_PAGE).encode()
 
@@ -315,6 +314,13 @@ def _hash(text: str) -> str:
 
 def _lettered(content: bytes) -> tuple[str, int]:
     """Gzipped and in letters, and how many bytes it is gzipped."""
-    packed = gzip.compress(content, 9, mtime=0)
-    padded = packed.ljust(-(-len(packed) // 4) * 4, b"\0")
-    return base64.b85encode(padded).translate(bytes.maketrans(_ITS_LETTERS, _LETTERS)).decode(), len(packed)
+    packed = np.frombuffer(gzip.compress(content, 9, mtime=0), np.uint8)
+    pieces = [_letters(packed[start : start + _PIECE]) for start in range(0, len(packed), _PIECE)]
+    return "".join(pieces), len(packed)
+
+
+def _letters(content: NDArray[np.uint8]) -> str:
+    """Seven bits in each letter, the first of them the heaviest."""
+    bits = np.unpackbits(content)
+    bits = np.pad(bits, (0, -len(bits) % 7))
+    return (np.packbits(bits.reshape(-1, 7), axis=1) >> 1).tobytes().decode("ascii").translate(_UNBORNE)

@@ -104,12 +104,18 @@ describe("tones", () => {
     expect([tally.least, tally.largest, [...tally.sorted()]]).toEqual([0.25, 0.25, [0.25]]);
   });
 
+  it("tallies a part of a row, without what is to be skipped", () => {
+    const tally = new Tally();
+    tally.addAll([9, 0.5, 8, -0.75, 9], 1, 4, new Uint8Array([0, 1, 0]));
+    expect([tally.largest, tally.least]).toEqual([0.75, 0.5]);
+  });
+
   it("remembers an even part of many weights", () => {
     const tally = new Tally();
     for (let i = 1; i <= 500_000; i++) tally.add(i);
     const sorted = tally.sorted();
-    expect(sorted.length).toBeLessThan(1 << 18);
-    expect(sorted[sorted.length / 2]).toBeCloseTo(250_000, -4);
+    expect(sorted.length).toBeLessThanOrEqual(1 << 16);
+    expect(sorted[Math.floor(sorted.length / 2)]).toBeCloseTo(250_000, -4);
     expect([tally.least, tally.largest]).toEqual([1, 500_000]);
   });
 

@@ -83,31 +83,50 @@ export class Tally {
   largest = 0;
   /** The smallest that is more than nothing. */
   least = Number.POSITIVE_INFINITY;
-  private values: number[] = [];
   private seen = 0;
-
-  /** At most this many are remembered for ranks: enough for a per mille, every so-manyth of more. */
-  private static readonly REMEMBERED = 1 << 16;
   private every = 1;
+  private kept = 0;
+  private readonly values: Float32Array;
+
+  /** At most this many are remembered for ranks: enough for a per mille; of more, every second, fourth, ... */
+  private static readonly REMEMBERED = 1 << 16;
 
   /** `ranks`: whether it is to be known how many are smaller than another. */
-  constructor(private readonly ranks = true) {}
+  constructor(ranks = true) {
+    this.values = new Float32Array(ranks ? Tally.REMEMBERED : 0);
+  }
 
   add(weight: number): void {
-    const size = Math.abs(weight);
-    if (!(size > 0 && size < Number.POSITIVE_INFINITY)) return;
-    if (size > this.largest) this.largest = size;
-    if (size < this.least) this.least = size;
-    if (!this.ranks || this.seen++ % this.every !== 0) return;
-    this.values.push(size);
-    if (this.values.length < 2 * Tally.REMEMBERED) return;
-    this.values = this.values.filter((_, i) => i % 2 === 0);
-    this.every *= 2;
+    this.addAll([weight], 0, 1);
+  }
+
+  /** Those from one place to another, but where `skipped` says so. One loop, for there may be a million of them. */
+  addAll(weights: ArrayLike<number>, from: number, to: number, skipped: Uint8Array | null = null): void {
+    const ranks = this.values.length > 0;
+    let { largest, least } = this;
+    for (let i = from; i < to; i++) {
+      const size = Math.abs(weights[i] as number);
+      if (!(size > 0 && size < Number.POSITIVE_INFINITY) || skipped?.[i - from]) continue;
+      if (size > largest) largest = size;
+      if (size < least) least = size;
+      if (ranks && this.seen++ % this.every === 0) this.remember(size);
+    }
+    this.largest = largest;
+    this.least = least;
   }
 
   /** What was remembered, ascending. */
-  sorted(): Float64Array {
-    return Float64Array.from(this.values).sort();
+  sorted(): Float32Array {
+    return this.values.slice(0, this.kept).sort();
+  }
+
+  private remember(size: number): void {
+    if (this.kept === this.values.length) {
+      this.kept /= 2;
+      for (let i = 0; i < this.kept; i++) this.values[i] = this.values[2 * i] as number;
+      this.every *= 2;
+    }
+    this.values[this.kept++] = size;
   }
 }
 
@@ -215,7 +234,7 @@ function quartiles(scale: Scale): number[] {
 }
 
 /** Which share of the values is smaller, at evenly spaced logarithms from the least to the largest: 0 first, 1 last. */
-function ranksOf(values: Float64Array, least: number, largest: number): Float32Array {
+function ranksOf(values: Float32Array, least: number, largest: number): Float32Array {
   const ranks = new Float32Array(ENTRIES);
   const ratio = Math.log(largest / least) / (ENTRIES - 1);
   let below = 0;

@@ -24,10 +24,16 @@ describe("units", () => {
     expect([...shownUnits(unitsOf(TOKENS, 7, true), false)]).toEqual([1, 2]);
     expect(shownUnits(unitsOf(TOKENS, 7, true), true)).toHaveLength(5);
     const alone = { ...TOKENS, labels: ["[PAD]"], word: { data: Int32Array.of(0), shape: [1] } };
-    expect([...shownUnits(unitsOf({ ...alone, special: { data: Uint8Array.of(1), shape: [1] } }, 1, true), false)]).toEqual([0]);
+    expect([
+      ...shownUnits(unitsOf({ ...alone, special: { data: Uint8Array.of(1), shape: [1] } }, 1, true), false),
+    ]).toEqual([0]);
   });
   test("a token that is a blank keeps its label", () => {
-    const blank = { labels: [" "], word: { data: Int32Array.of(0), shape: [1] }, special: { data: Uint8Array.of(0), shape: [1] } };
+    const blank = {
+      labels: [" "],
+      word: { data: Int32Array.of(0), shape: [1] },
+      special: { data: Uint8Array.of(0), shape: [1] },
+    };
     expect(unitsOf(blank, 1, true).labels).toEqual([" "]);
   });
   test("unknown tokens have their positions", () => {

@@ -37,7 +37,13 @@ export function unitsOf(tokens: TokensAnswer | null, length: number, merged: boo
     special[unit] = (special[unit] ?? 1) && isSpecial;
   });
   const trimmed = labels.map((label) => label.trim() || label);
-  return { merged, labels: trimmed, starts: Int32Array.from([...starts, length]), special: Uint8Array.from(special), of };
+  return {
+    merged,
+    labels: trimmed,
+    starts: Int32Array.from([...starts, length]),
+    special: Uint8Array.from(special),
+    of,
+  };
 }
 
 /** How many units there are. */

@@ -45,6 +45,8 @@ export interface About {
   precision: "full" | "half";
   abilities: Abilities;
   texts: TextInfo[];
+  /** Further texts of the trace that are not listed, as it has too many. */
+  more?: number;
 }
 
 /** A text that the model has read: one element of one entry of a trace. */

@@ -1,8 +1,8 @@
 /** What is known of heads: their statistics and roles, their order by one of them, and what all of it says in words. */
 import type { Place } from "../../look.svelte";
+import { listed } from "../../model/words";
 import { number, percent } from "../../parts/names";
 import type { HeadsAnswer, RolesAnswer, TextInfo } from "../../source/contract";
-import { listed } from "../../model/words";
 
 type Statistic = HeadsAnswer["statistics"][number];
 
@@ -21,7 +21,11 @@ export function alignedScales(texts: readonly Facts[]): Facts[] {
   return texts.map((facts) => {
     const statistics = facts.heads.statistics.map((one) => {
       const same = texts.flatMap(({ heads }) => heads.statistics.filter(({ name }) => name === one.name));
-      return { ...one, least: Math.min(...same.map(({ least }) => least)), most: Math.max(...same.map(({ most }) => most)) };
+      return {
+        ...one,
+        least: Math.min(...same.map(({ least }) => least)),
+        most: Math.max(...same.map(({ most }) => most)),
+      };
     });
     return { ...facts, heads: { ...facts.heads, statistics } };
   });
@@ -33,7 +37,7 @@ export function statisticOf({ heads }: Facts, name: string): number {
 }
 
 /** A head's value; of "mean" the mean over the layer's heads. NaN where it is not known. */
-export function valueOf({ heads, text }: Facts, { site, head }: Place, statistic: number): number {
+export function worthOf({ heads, text }: Facts, { site, head }: Place, statistic: number): number {
   const [, most = 0, count = 0] = heads.values.shape;
   const at = (one: number) => heads.values.data[(site * most + one) * count + statistic] ?? Number.NaN;
   if (head !== "mean") return at(head);
@@ -71,15 +75,18 @@ export function ordered(facts: Facts, order: string): Place[] {
   const ascending = order.startsWith("-");
   const statistic = statisticOf(facts, ascending ? order.slice(1) : order);
   if (statistic < 0) return places;
-  const key = new Map(places.map((place) => [place, valueOf(facts, place, statistic) * (ascending ? 1 : -1)]));
+  const key = new Map(places.map((place) => [place, worthOf(facts, place, statistic) * (ascending ? 1 : -1)]));
   const known = (place: Place) => Number.isFinite(key.get(place));
-  return places.sort((a, b) => Number(known(b)) - Number(known(a)) || (known(a) ? (key.get(a) as number) - (key.get(b) as number) : 0));
+  return places.sort(
+    (a, b) => Number(known(b)) - Number(known(a)) || (known(a) ? (key.get(a) as number) - (key.get(b) as number) : 0),
+  );
 }
 
 function byRole(facts: Facts, places: Place[]): Place[] {
   const names = [...roleNames(facts), ""];
   return places.sort(
-    (a, b) => names.indexOf(roleOf(facts, a)) - names.indexOf(roleOf(facts, b)) || roleShare(facts, b) - roleShare(facts, a),
+    (a, b) =>
+      names.indexOf(roleOf(facts, a)) - names.indexOf(roleOf(facts, b)) || roleShare(facts, b) - roleShare(facts, a),
   );
 }
 
@@ -99,12 +106,14 @@ export function roleCounts({ roles }: Facts): Map<string, number> {
 /** "layer 3, head 5", by the model's own number. */
 export function nameOf({ text }: Facts, { site, head }: Place): string {
   const of = text.sites[site];
-  return head === "mean" ? `${of?.label}, mean of ${of?.heads.length} heads` : `${of?.label}, head ${of?.heads[head] ?? head}`;
+  return head === "mean"
+    ? `${of?.label}, mean of ${of?.heads.length} heads`
+    : `${of?.label}, head ${of?.heads[head] ?? head}`;
 }
 
 /** A head in one line, for who cannot see it. */
 export function described(facts: Facts, place: Place): string {
-  const said = facts.heads.statistics.map((one, i) => `${one.label} ${written(one, valueOf(facts, place, i))}`);
+  const said = facts.heads.statistics.map((one, i) => `${one.label} ${written(one, worthOf(facts, place, i))}`);
   const role = roleOf(facts, place);
   return [nameOf(facts, place), ...said, ...(role ? [`role: ${role}`] : [])].join(", ");
 }
@@ -115,17 +124,24 @@ export function summary(facts: Facts): string {
   const heads = text.sites.reduce((sum, site) => sum + site.heads.length, 0);
   const said = [`${text.name}: ${heads} heads in ${text.sites.length} attention calls.`];
   const entropy = statisticOf(facts, "entropy");
-  const spread = ordered(facts, "entropy").filter((place) => Number.isFinite(valueOf(facts, place, entropy)));
+  const spread = ordered(facts, "entropy").filter((place) => Number.isFinite(worthOf(facts, place, entropy)));
   const [most, least] = [spread[0], spread.at(-1)];
   if (entropy >= 0 && most && least) {
-    const tell = (place: Place) => `${nameOf(facts, place)} (${written(facts.heads.statistics[entropy] as Statistic, valueOf(facts, place, entropy))})`;
+    const tell = (place: Place) =>
+      `${nameOf(facts, place)} (${written(facts.heads.statistics[entropy] as Statistic, worthOf(facts, place, entropy))})`;
     said.push(`Weight is most spread in ${tell(most)} and least in ${tell(least)}.`);
   }
   const sink = statisticOf(facts, "sink");
-  const mostly = spread.filter((place) => valueOf(facts, place, sink) > 0.5).length;
+  const mostly = spread.filter((place) => worthOf(facts, place, sink) > 0.5).length;
   if (sink >= 0) said.push(`${mostly} of them put more than half of their weight on the first and special tokens.`);
   const counts = [...roleCounts(facts)].sort((a, b) => b[1] - a[1]);
-  if (counts.length) said.push(`Roles: ${listed(counts.map(([role, count]) => `${role} ${count}`), 9)}.`);
+  if (counts.length)
+    said.push(
+      `Roles: ${listed(
+        counts.map(([role, count]) => `${role} ${count}`),
+        9,
+      )}.`,
+    );
   return said.join(" ");
 }
 
@@ -136,8 +152,15 @@ export function tableOf(facts: Facts): { columns: string[]; rows: (string | numb
   const rows = text.sites.flatMap((site, number) =>
     site.heads.map((name, head) => {
       const place = { site: number, head };
-      const values = heads.statistics.map((_, i) => valueOf(facts, place, i));
-      return [text.id, site.name, name, ...values, roleOf(facts, place), facts.roles ? roleShare(facts, place) : Number.NaN];
+      const values = heads.statistics.map((_, i) => worthOf(facts, place, i));
+      return [
+        text.id,
+        site.name,
+        name,
+        ...values,
+        roleOf(facts, place),
+        facts.roles ? roleShare(facts, place) : Number.NaN,
+      ];
     }),
   );
   return { columns, rows };

@@ -1,6 +1,17 @@
 import { describe, expect, test } from "vitest";
 import type { HeadsAnswer, RolesAnswer, SiteInfo, TextInfo } from "../../source/contract";
-import { alignedScales, described, ordered, placed, roleNames, summary, tableOf, valueOf, written, type Facts } from "./facts";
+import {
+  alignedScales,
+  described,
+  type Facts,
+  ordered,
+  placed,
+  roleNames,
+  summary,
+  tableOf,
+  worthOf,
+  written,
+} from "./facts";
 import { cellAt, flow, matrix, moved, rowOf } from "./layout";
 import { baseScale, pixelsOf, thumbOf } from "./thumbs";
 
@@ -15,22 +26,61 @@ const site = (label: string, heads: number[]): SiteInfo => ({
   exact: true,
   map: null,
 });
-const text: TextInfo = { id: "0", name: "A text", text: null, sites: [site("layer 0", [0, 1, 2]), site("layer 1", [4, 7])] };
+const text: TextInfo = {
+  id: "0",
+  name: "A text",
+  text: null,
+  sites: [site("layer 0", [0, 1, 2]), site("layer 1", [4, 7])],
+};
 // The second site has two heads: its third one is NaN.
 const heads: HeadsAnswer = {
   thumbs: {
-    data: Float32Array.from([1, 0, 0.5, 0.5, 0, 1, 0.25, 0.75, 0.5, 0.5, 0, 1, 1, 0, 0, 1, 0.5, 0.5, 1, 0, NaN, NaN, NaN, NaN]),
+    data: Float32Array.from([
+      1,
+      0,
+      0.5,
+      0.5,
+      0,
+      1,
+      0.25,
+      0.75,
+      0.5,
+      0.5,
+      0,
+      1,
+      1,
+      0,
+      0,
+      1,
+      0.5,
+      0.5,
+      1,
+      0,
+      NaN,
+      NaN,
+      NaN,
+      NaN,
+    ]),
     shape: [2, 3, 2, 2],
   },
   statistics: [
     { name: "entropy", label: "entropy", unit: "nats", least: 0.5, most: 2.5 },
     { name: "sink", label: "weight on first", unit: "", least: 0, most: 0.9 },
   ],
-  values: { data: Float32Array.from([0.5, 0.875, 2.5, 0.25, 1.5, 0.75, 1, 0.125, NaN, 0.625, NaN, NaN]), shape: [2, 3, 2] },
+  values: {
+    data: Float32Array.from([0.5, 0.875, 2.5, 0.25, 1.5, 0.75, 1, 0.125, NaN, 0.625, NaN, NaN]),
+    shape: [2, 3, 2],
+  },
 };
 const roles: RolesAnswer = {
-  roles: [["previous", "", "first"], ["previous", ""]],
-  shares: [[0.5, 0, 0.9], [0.8, 0]],
+  roles: [
+    ["previous", "", "first"],
+    ["previous", ""],
+  ],
+  shares: [
+    [0.5, 0, 0.9],
+    [0.8, 0],
+  ],
   meanings: { previous: "Looks at the token before.", first: "Looks at the first." },
 };
 const facts: Facts = { text, heads, roles };
@@ -48,8 +98,8 @@ describe("facts", () => {
     expect(roleNames(facts)).toEqual(["previous", "first"]);
   });
   test("a layer's mean", () => {
-    expect(valueOf(facts, { site: 0, head: "mean" }, 0)).toBe(1.5);
-    expect(valueOf(facts, { site: 1, head: "mean" }, 0)).toBe(NaN);
+    expect(worthOf(facts, { site: 0, head: "mean" }, 0)).toBe(1.5);
+    expect(worthOf(facts, { site: 1, head: "mean" }, 0)).toBe(NaN);
   });
   test("values as they are written and placed", () => {
     const [entropy, sink] = heads.statistics as [HeadsAnswer["statistics"][0], HeadsAnswer["statistics"][0]];
@@ -61,13 +111,23 @@ describe("facts", () => {
   });
   test("two texts have one scale", () => {
     const [entropy, ...others] = heads.statistics;
-    const second = { ...facts, heads: { ...heads, statistics: [{ ...entropy, least: 1, most: 4 }, ...others] as HeadsAnswer["statistics"] } };
-    expect(alignedScales([facts, second]).map((one) => one.heads.statistics[0])).toMatchObject([{ least: 0.5, most: 4 }, { least: 0.5, most: 4 }]);
+    const second = {
+      ...facts,
+      heads: { ...heads, statistics: [{ ...entropy, least: 1, most: 4 }, ...others] as HeadsAnswer["statistics"] },
+    };
+    expect(alignedScales([facts, second]).map((one) => one.heads.statistics[0])).toMatchObject([
+      { least: 0.5, most: 4 },
+      { least: 0.5, most: 4 },
+    ]);
   });
   test("words", () => {
-    expect(described(facts, { site: 1, head: 0 })).toBe("layer 1, head 4, entropy 1 nats, weight on first 13%, role: previous");
+    expect(described(facts, { site: 1, head: 0 })).toBe(
+      "layer 1, head 4, entropy 1 nats, weight on first 13%, role: previous",
+    );
     expect(summary(facts)).toContain("5 heads in 2 attention calls");
-    expect(summary(facts)).toContain("most spread in layer 0, head 1 (2.5 nats) and least in layer 0, head 0 (0.5 nats)");
+    expect(summary(facts)).toContain(
+      "most spread in layer 0, head 1 (2.5 nats) and least in layer 0, head 0 (0.5 nats)",
+    );
     expect(summary(facts)).toContain("2 of them put more than half");
     expect(summary(facts)).toContain("Roles: previous 2 and first 1.");
   });
@@ -125,10 +185,13 @@ describe("thumbs", () => {
     expect([...(thumbOf(heads, { site: 1, head: "mean" }, 2)?.cells ?? [])]).toEqual([0.75, 0.25, 0.5, 0.5]);
     expect(thumbOf(heads, { site: 1, head: 2 }, 2)).toBe(null);
   });
-  test.each(["linear", "log", "rank"] as const)("%s: the largest weight has the brightest colour, nothing the darkest", (tone) => {
-    const pixels = pixelsOf({ cells: Float32Array.of(0, 0.1, 0.2, NaN), side: 2 }, tone, baseScale(tone, "saccade"));
-    expect([...pixels.subarray(0, 4)]).toEqual([29, 34, 54, 255]);
-    expect([...pixels.subarray(8, 12)]).toEqual([253, 243, 160, 255]);
-    expect(pixels[15]).toBe(0);
-  });
+  test.each(["linear", "log", "rank"] as const)(
+    "%s: the largest weight has the brightest colour, nothing the darkest",
+    (tone) => {
+      const pixels = pixelsOf({ cells: Float32Array.of(0, 0.1, 0.2, NaN), side: 2 }, tone, baseScale(tone, "saccade"));
+      expect([...pixels.subarray(0, 4)]).toEqual([29, 34, 54, 255]);
+      expect([...pixels.subarray(8, 12)]).toEqual([253, 243, 160, 255]);
+      expect(pixels[15]).toBe(0);
+    },
+  );
 });

@@ -44,7 +44,8 @@ export function matrix(heads: readonly number[], width: number, left: number, fr
   const rows = heads.map((count, site) => {
     const y = above + site * pitch;
     const row = [cells.push({ site, head: "mean", x: left, y }) - 1];
-    for (let head = 0; head < count; head++) row.push(cells.push({ site, head, x: left + APART + (head + 1) * pitch, y }) - 1);
+    for (let head = 0; head < count; head++)
+      row.push(cells.push({ site, head, x: left + APART + (head + 1) * pitch, y }) - 1);
     return row;
   });
   return { ...shape, cells, rows, width: left + APART + (columns + 1) * pitch, height: above + heads.length * pitch };
@@ -62,7 +63,18 @@ export function flow(order: readonly Place[], width: number, framed = true): Pla
     rows[row] = [...(rows[row] ?? []), i];
     return { ...place, x: column * pitch, y: row * rise };
   });
-  return { ...sizes(pitch, framed), pitch, rise, left: 0, above: 0, named, cells, rows, width: columns * pitch, height: rows.length * rise };
+  return {
+    ...sizes(pitch, framed),
+    pitch,
+    rise,
+    left: 0,
+    above: 0,
+    named,
+    cells,
+    rows,
+    width: columns * pitch,
+    height: rows.length * rise,
+  };
 }
 
 function clamped(pitch: number): number {

@@ -1,7 +1,8 @@
 /** The heads of a text on one canvas, and as a drawing. */
-import type { PaletteName, Tone } from "../../model/colour";
+
 import type { Place } from "../../look.svelte";
-import { ROLE, nameOf, placed, roleNames, roleOf, statisticOf, valueOf, written, type Facts } from "./facts";
+import type { PaletteName, Tone } from "../../model/colour";
+import { type Facts, nameOf, placed, ROLE, roleNames, roleOf, statisticOf, worthOf, written } from "./facts";
 import type { Cell, Plan } from "./layout";
 import { baseScale, pixelsOf, thumbOf } from "./thumbs";
 
@@ -86,7 +87,10 @@ export function frameOf(facts: Facts, place: Place, { colour }: Marks, inks: Ink
   if (colour === ROLE) return inks.roles[roleNames(facts).indexOf(roleOf(facts, place))] ?? null;
   const statistic = statisticOf(facts, colour);
   if (statistic < 0) return null;
-  const share = placed(facts.heads.statistics[statistic] as Facts["heads"]["statistics"][number], valueOf(facts, place, statistic));
+  const share = placed(
+    facts.heads.statistics[statistic] as Facts["heads"]["statistics"][number],
+    worthOf(facts, place, statistic),
+  );
   return share === null ? null : mix(inks.ramp[0], inks.ramp[1], share);
 }
 
@@ -95,7 +99,14 @@ export function mix(a: RGB, b: RGB, share: number): RGB {
 }
 
 /** Draw all heads. The context is in CSS pixels of the plan. */
-export function paint(context: CanvasRenderingContext2D, facts: Facts, plan: Plan, sheet: Sheet, marks: Marks, inks: Inks): void {
+export function paint(
+  context: CanvasRenderingContext2D,
+  facts: Facts,
+  plan: Plan,
+  sheet: Sheet,
+  marks: Marks,
+  inks: Inks,
+): void {
   context.clearRect(0, 0, plan.width, plan.height);
   const frames = new Map(roleNames(facts).map((name, i) => [name, inks.roles[i] ?? null]));
   for (const cell of plan.cells) {
@@ -145,7 +156,14 @@ function paintCell(
   context.stroke();
 }
 
-function paintName(context: CanvasRenderingContext2D, facts: Facts, cell: Cell, plan: Plan, marks: Marks, inks: Inks): void {
+function paintName(
+  context: CanvasRenderingContext2D,
+  facts: Facts,
+  cell: Cell,
+  plan: Plan,
+  marks: Marks,
+  inks: Inks,
+): void {
   context.fillStyle = css(inks.muted);
   context.textAlign = "center";
   context.textBaseline = "middle";
@@ -159,7 +177,10 @@ function shortName(facts: Facts, { site, head }: Cell, { pitch }: Plan, { value 
   const name = `${layer}·${head === "mean" ? "mean" : (of?.heads[head] ?? head)}`;
   const statistic = statisticOf(facts, value);
   if (statistic < 0 || pitch < 84) return name;
-  const said = written(facts.heads.statistics[statistic] as Facts["heads"]["statistics"][number], valueOf(facts, { site, head }, statistic));
+  const said = written(
+    facts.heads.statistics[statistic] as Facts["heads"]["statistics"][number],
+    worthOf(facts, { site, head }, statistic),
+  );
   return `${name}  ${said.replace(/ (nats|tokens)$/, "")}`;
 }
 
@@ -170,7 +191,12 @@ export function css(colour: RGB): string {
 const [MARGIN, TITLE] = [16, 44];
 
 /** All heads as an SVG: the maps are pictures in it, names are text. */
-export function svgOf(texts: readonly { facts: Facts; plan: Plan; sheet: Sheet }[], marks: Marks, inks: Inks, legend: string): string {
+export function svgOf(
+  texts: readonly { facts: Facts; plan: Plan; sheet: Sheet }[],
+  marks: Marks,
+  inks: Inks,
+  legend: string,
+): string {
   let x = MARGIN;
   const bodies = texts.map(({ facts, plan, sheet }) => {
     const body = `<g transform="translate(${x} ${TITLE})">${gridAsSvg(facts, plan, sheet, marks, inks)}</g>${write(x, 26, facts.text.name, inks.ink, { size: 14, weight: 600 })}`;
@@ -189,20 +215,44 @@ function gridAsSvg(facts: Facts, plan: Plan, sheet: Sheet, marks: Marks, inks: I
     const faint = marks.only && roleOf(facts, cell) !== marks.only ? ` opacity="${FAINT}"` : "";
     const url = sheet.url(cell);
     const square = `<rect x="${cell.x + border}" y="${cell.y + border}" width="${plan.size - 2 * border}" height="${plan.size - 2 * border}" fill="${css(frame ?? inks.line)}"/>`;
-    const map = url && `<image x="${cell.x + plan.frame}" y="${cell.y + plan.frame}" width="${inner}" height="${inner}" preserveAspectRatio="none" style="image-rendering:pixelated" href="${url}"/>`;
-    const name = plan.named ? write(cell.x + plan.size / 2, cell.y + plan.size + 11, shortName(facts, cell, plan, marks), inks.muted, { size: 10, anchor: "middle" }) : "";
+    const map =
+      url &&
+      `<image x="${cell.x + plan.frame}" y="${cell.y + plan.frame}" width="${inner}" height="${inner}" preserveAspectRatio="none" style="image-rendering:pixelated" href="${url}"/>`;
+    const name = plan.named
+      ? write(cell.x + plan.size / 2, cell.y + plan.size + 11, shortName(facts, cell, plan, marks), inks.muted, {
+          size: 10,
+          anchor: "middle",
+        })
+      : "";
     return `<g${faint}><title>${escaped(nameOf(facts, cell))}</title>${square}${map}${name}</g>`;
   });
   const headings = plan.left
     ? plan.rows.map((row, site) => {
         const cell = plan.cells[row[0] as number] as Cell;
-        return write(plan.left - 8, cell.y + plan.size / 2 + 4, facts.text.sites[site]?.label ?? "", inks.muted, { size: 11, anchor: "end" });
+        return write(plan.left - 8, cell.y + plan.size / 2 + 4, facts.text.sites[site]?.label ?? "", inks.muted, {
+          size: 11,
+          anchor: "end",
+        });
       })
     : [];
-  return cells.join("") + headings.join("");
+  const longest = plan.rows.reduce((most, row) => (row.length > most.length ? row : most), []);
+  const numbers = plan.left
+    ? longest.map((place) => {
+        const { site, head, x } = plan.cells[place] as Cell;
+        const said = head === "mean" ? "mean" : String(facts.text.sites[site]?.heads[head] ?? head);
+        return write(x + plan.size / 2, plan.above - 6, said, inks.muted, { size: 11, anchor: "middle" });
+      })
+    : [];
+  return cells.join("") + headings.join("") + numbers.join("");
 }
 
-function write(x: number, y: number, content: string, fill: RGB, { size, anchor = "start", weight = 400 }: { size: number; anchor?: string; weight?: number }): string {
+function write(
+  x: number,
+  y: number,
+  content: string,
+  fill: RGB,
+  { size, anchor = "start", weight = 400 }: { size: number; anchor?: string; weight?: number },
+): string {
   return `<text x="${x}" y="${y}" font-size="${size}" font-weight="${weight}" text-anchor="${anchor}" fill="${css(fill)}">${escaped(content)}</text>`;
 }
 

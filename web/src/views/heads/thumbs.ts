@@ -1,6 +1,7 @@
 /** Heads' maps as pixels: each from nothing to its own largest weight. */
-import { ENTRIES, Tally, entryOf, scaleOf, type PaletteName, type Scale, type Tone } from "../../model/colour";
+
 import type { Place } from "../../look.svelte";
+import { ENTRIES, entryOf, type PaletteName, type Scale, scaleOf, Tally, type Tone } from "../../model/colour";
 import type { HeadsAnswer, NumberArray } from "../../source/contract";
 
 /** A head's map: queries downwards, keys to the right. */
@@ -15,7 +16,11 @@ export function thumbOf({ thumbs }: HeadsAnswer, { site, head }: Place, heads: n
   const [, most = 0, side = 0] = thumbs.shape;
   if (head !== "mean") return known(part(thumbs, site * most + head), side);
   const sums = new Float32Array(side * side);
-  for (let one = 0; one < heads; one++) part(thumbs, site * most + one).forEach((weight, i) => (sums[i] = (sums[i] as number) + weight / heads));
+  for (let one = 0; one < heads; one++) {
+    part(thumbs, site * most + one).forEach((weight, i) => {
+      sums[i] = (sums[i] as number) + weight / heads;
+    });
+  }
   return known(sums, side);
 }
 
@@ -48,7 +53,7 @@ export function pixelsOf({ cells }: Thumb, tone: Tone, scale: Scale): Uint8Clamp
 }
 
 function byWeight(cells: Float32Array, scale: Scale): (weight: number) => number {
-  const largest = cells.reduce((most, weight) => (weight > most ? weight : most), 0) || 1;
+  const largest = cells.reduce((most, weight) => (Number.isNaN(weight) ? most : Math.max(most, weight)), 0) || 1;
   const own = { ...scale, top: largest, floor: (scale.floor / scale.top) * largest };
   return (weight) => entryOf(own, weight);
 }

@@ -1,6 +1,6 @@
 /** Lines as pixels and as paths: opacity and width are the weight, colours the head's, or from query to key for one head. */
 import type { Line } from "./layout";
-import { Raster, type Ink } from "./raster";
+import { type Ink, Raster } from "./raster";
 
 export type Tone = "linear" | "log";
 
@@ -104,11 +104,17 @@ function inkOf(line: Line, pen: Pen, width: number, ratio: number): Ink {
   const ink = new Float32Array(width * 4);
   for (let x = 0; x < width; x++) {
     const at = (x + 0.5) / width;
-    const after = Math.max(1, stops.findIndex((stop) => stop.at >= at));
+    const after = Math.max(
+      1,
+      stops.findIndex((stop) => stop.at >= at),
+    );
     const [a, b] = [stops[after - 1] as Stop, stops[after] as Stop];
     const share = (at - a.at) / (b.at - a.at);
     const gap = pen.dashed[line.head] && (x / ratio) % (DASHES[0] + DASHES[1]) >= DASHES[0];
-    ink.set([0, 1, 2].map((i) => (a.colour[i] as number) * (1 - share) + (b.colour[i] as number) * share), x * 4);
+    ink.set(
+      [0, 1, 2].map((i) => (a.colour[i] as number) * (1 - share) + (b.colour[i] as number) * share),
+      x * 4,
+    );
     ink[x * 4 + 3] = gap ? 0 : a.opacity * (1 - share) + b.opacity * share;
   }
   return ink;
@@ -143,7 +149,9 @@ export function linesAsSvg(lines: readonly Line[], pen: Pen, x: number, name: st
     if (!styles.has(id)) styles.set(id, gradientAsSvg(id, line, pen, x));
     const curve = `M${n(near)} ${n(line.from)}C${n(near + bend * pen.width)} ${n(line.from)} ${n(far - bend * pen.width)} ${n(line.to)} ${n(far)} ${n(line.to)}`;
     const dash = pen.dashed[line.head] ? ` stroke-dasharray="${DASHES.join(" ")}"` : "";
-    return [`<path d="${curve}" stroke="url(#${id})" stroke-width="${n(widthOf(opacity))}" stroke-opacity="${opacity.toFixed(4)}"${dash}/>`];
+    return [
+      `<path d="${curve}" stroke="url(#${id})" stroke-width="${n(widthOf(opacity))}" stroke-opacity="${opacity.toFixed(4)}"${dash}/>`,
+    ];
   });
   return `<defs>${[...styles.values()].join("")}</defs><g fill="none">${paths.join("")}</g>`;
 }
@@ -151,7 +159,8 @@ export function linesAsSvg(lines: readonly Line[], pen: Pen, x: number, name: st
 /** In the drawing's own coordinates: a gradient along a level line has no box to be laid over. */
 function gradientAsSvg(id: string, line: Line, pen: Pen, x: number): string {
   const stops = stopsOf(line, pen).map(
-    ({ at, colour, opacity }) => `<stop offset="${at}" stop-color="rgb(${colour.join(",")})" stop-opacity="${opacity}"/>`,
+    ({ at, colour, opacity }) =>
+      `<stop offset="${at}" stop-color="rgb(${colour.join(",")})" stop-opacity="${opacity}"/>`,
   );
   return `<linearGradient id="${id}" gradientUnits="userSpaceOnUse" x1="${n(x)}" x2="${n(x + pen.width)}" y1="0" y2="0">${stops.join("")}</linearGradient>`;
 }

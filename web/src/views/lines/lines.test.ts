@@ -2,9 +2,9 @@ import { describe, expect, test } from "vitest";
 import { unitsOf } from "../../model/words";
 import type { Source, StrongestKey } from "../../source/contract";
 import { drawnHeads, only, stepped, withToggled } from "./drawn";
-import { LINE, beyond, linesOf, middle, offsetOf, scrolledTo, slotAt, slotsOf, visible, type Column } from "./layout";
-import { Raster, curveOf } from "./raster";
-import { BLOCK, Rows, rowOf, type Row, type Subject } from "./rows";
+import { beyond, type Column, LINE, linesOf, middle, offsetOf, scrolledTo, slotAt, slotsOf, visible } from "./layout";
+import { curveOf, Raster } from "./raster";
+import { BLOCK, type Row, Rows, rowOf, type Subject } from "./rows";
 import { partnersOf, sharesOf, toggled } from "./selection";
 
 const row = (partners: number[], weights: number[], special = 0): Row => ({
@@ -161,7 +161,14 @@ describe("rows", () => {
     [0.25, 0.25, 0.25, 0.25],
     [0.125, 0.5, 0.25, 0.125],
   ];
-  const subject = (side: "queries" | "keys", ordinary = true): Subject => ({ text: "0", site: 2, side, queries: units, keys: units, ordinary });
+  const subject = (side: "queries" | "keys", ordinary = true): Subject => ({
+    text: "0",
+    site: 2,
+    side,
+    queries: units,
+    keys: units,
+    ordinary,
+  });
   const windows: Source = {
     ask: async (question, parameters) => {
       expect(question).toBe("window");

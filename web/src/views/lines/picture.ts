@@ -1,7 +1,7 @@
 /** The lines of one text as a drawing by itself: what is seen, or all of a short text. */
 import { percent } from "../../parts/names";
 import { linesAsSvg, type Pen } from "./draw";
-import { beyond, middle, visible, type Column, type Line } from "./layout";
+import { beyond, type Column, type Line, middle, visible } from "./layout";
 import type { Partner } from "./selection";
 
 /** A word of a column, as it is drawn. */
@@ -40,14 +40,23 @@ const FONT = "system-ui, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-se
 /** An SVG's inner elements with its size. Several texts stand beside each other in one drawing. */
 function draw(drawing: Drawing, id: string): { body: string; width: number; height: number } {
   const { pen, widths, colours } = drawing;
-  const barred = drawing.words.map((words, i) => shownOf(drawing.columns[i] as Column, words).some((word) => word.partner));
+  const barred = drawing.words.map((words, i) =>
+    shownOf(drawing.columns[i] as Column, words).some((word) => word.partner),
+  );
   const left = MARGIN + (barred[0] ? BAR_ROOM : 0) + widths[0] + GAP;
   const right = left + pen.width + GAP;
   const width = Math.max(right + widths[1] + (barred[1] ? BAR_ROOM : 0) + MARGIN, 380);
   const height = TOP + pen.height + (drawing.heads.length ? 24 : 0) + 26;
-  const largest = Math.max(1e-9, ...drawing.words.flatMap((words, i) => shownOf(drawing.columns[i] as Column, words).map((word) => word.partner?.weight ?? 0)));
+  const largest = Math.max(
+    1e-9,
+    ...drawing.words.flatMap((words, i) =>
+      shownOf(drawing.columns[i] as Column, words).map((word) => word.partner?.weight ?? 0),
+    ),
+  );
   const column = (i: 0 | 1, x: number, anchor: "start" | "end") =>
-    shownOf(drawing.columns[i], drawing.words[i]).map((word) => wordAsSvg(word, { x, anchor, drawing, largest, width: widths[i] }));
+    shownOf(drawing.columns[i], drawing.words[i]).map((word) =>
+      wordAsSvg(word, { x, anchor, drawing, largest, width: widths[i] }),
+    );
   const body = [
     text(MARGIN, 22, drawing.title, { size: 14, weight: 600, fill: colours.ink }),
     text(left - GAP, TOP - 12, "queries", { anchor: "end", size: 12, weight: 600, fill: colours.query }),
@@ -87,21 +96,34 @@ function shownOf(column: Column, words: (unit: number) => Omit<Word, "y">): Word
   return found;
 }
 
-function wordAsSvg(word: Word, place: { x: number; anchor: "start" | "end"; drawing: Drawing; largest: number; width: number }): string {
+function wordAsSvg(
+  word: Word,
+  place: { x: number; anchor: "start" | "end"; drawing: Drawing; largest: number; width: number },
+): string {
   const { x, anchor, drawing, largest, width } = place;
   const fill = word.weight === "faint" ? drawing.colours.muted : drawing.colours.ink;
-  const label = text(x, word.y + 4.5, word.label, { anchor, size: 13, weight: word.weight === "bold" ? 700 : 400, fill });
+  const label = text(x, word.y + 4.5, word.label, {
+    anchor,
+    size: 13,
+    weight: word.weight === "bold" ? 700 : 400,
+    fill,
+  });
   if (!word.partner) return label;
   const way = anchor === "end" ? -1 : 1;
   const start = x + way * (width + GAP);
   let at = start;
-  const bars = word.partner.heads.map((weight, head) => {
-    const length = (BAR * weight) / word.partner!.heads.length / largest;
+  const { heads } = word.partner;
+  const bars = heads.map((weight, head) => {
+    const length = (BAR * weight) / heads.length / largest;
     const bar = `<rect x="${n(way < 0 ? at - length : at)}" y="${n(word.y - 4)}" width="${n(length)}" height="8" fill="${drawing.parts[head]}"/>`;
     at += way * length;
     return bar;
   });
-  const share = text(at + way * 5, word.y + 4, percent(word.partner.weight), { anchor, size: 11, fill: drawing.colours.muted });
+  const share = text(at + way * 5, word.y + 4, percent(word.partner.weight), {
+    anchor,
+    size: 11,
+    fill: drawing.colours.muted,
+  });
   return label + bars.join("") + share;
 }
 
@@ -114,7 +136,12 @@ function legend({ heads, colours }: Drawing, y: number): string[] {
   });
 }
 
-function text(x: number, y: number, content: string, style: { anchor?: string; size: number; weight?: number; fill: string }): string {
+function text(
+  x: number,
+  y: number,
+  content: string,
+  style: { anchor?: string; size: number; weight?: number; fill: string },
+): string {
   const escaped = content.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   return `<text x="${n(x)}" y="${n(y)}" text-anchor="${style.anchor ?? "start"}" font-size="${style.size}" font-weight="${style.weight ?? 400}" fill="${style.fill}">${escaped}</text>`;
 }

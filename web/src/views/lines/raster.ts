@@ -61,15 +61,15 @@ export class Raster {
       const steep = rise * (slope[x] as number);
       const half = (thickness / 2) * Math.sqrt(1 + steep * steep);
       const middle = left + rise * (curve[x] as number);
-      const low = middle - half > 0 ? middle - half : 0;
-      const high = middle + half < height ? middle + half : height;
+      const low = Math.max(middle - half, 0);
+      const high = Math.min(middle + half, height);
       const red = ink[x * 4] as number;
       const green = ink[x * 4 + 1] as number;
       const blue = ink[x * 4 + 2] as number;
       const first = Math.trunc(low);
       let at = (x * height + first) * 4;
       for (let y = first; y < high; y++, at += 4) {
-        const covered = (high < y + 1 ? high : y + 1) - (low > y ? low : y);
+        const covered = Math.min(high, y + 1) - Math.max(low, y);
         const share = strength * covered;
         light[at] = (light[at] as number) + (red - (light[at] as number)) * share;
         light[at + 1] = (light[at + 1] as number) + (green - (light[at + 1] as number)) * share;

@@ -50,7 +50,12 @@ export class Rows {
   }
 
   /** Ask for what is missing of some units in some heads. Whether anything was. */
-  async fetch(subject: Subject, heads: readonly Head[], units: Iterable<number>, signal?: AbortSignal): Promise<boolean> {
+  async fetch(
+    subject: Subject,
+    heads: readonly Head[],
+    units: Iterable<number>,
+    signal?: AbortSignal,
+  ): Promise<boolean> {
     const blocks = [...new Set([...units].map((unit) => Math.floor(unit / BLOCK)))];
     const jobs = blocks.flatMap((block) => {
       const missing = heads.filter((head) => !this.kept.has(keyOf(subject, head, block)));
@@ -60,7 +65,12 @@ export class Rows {
     return jobs.length > 0;
   }
 
-  private async fetchBlock(subject: Subject, heads: readonly Head[], block: number, signal?: AbortSignal): Promise<void> {
+  private async fetchBlock(
+    subject: Subject,
+    heads: readonly Head[],
+    block: number,
+    signal?: AbortSignal,
+  ): Promise<void> {
     const count = subject[subject.side].labels.length;
     const range: Range = [block * BLOCK, Math.min((block + 1) * BLOCK, count)];
     const numbers = heads.filter((head): head is number => head !== "mean");
@@ -68,7 +78,9 @@ export class Rows {
       numbers.length ? strongest(this.source, subject, numbers, range, signal) : [],
       heads.includes("mean") ? meanRows(this.source, subject, range, signal) : null,
     ]);
-    numbers.forEach((head, place) => this.keep(keyOf(subject, head, block), single[place] as Row[]));
+    numbers.forEach((head, place) => {
+      this.keep(keyOf(subject, head, block), single[place] as Row[]);
+    });
     if (mean) this.keep(keyOf(subject, "mean", block), mean);
   }
 
@@ -151,7 +163,8 @@ export function merge(
     for (let key = keys[0]; key < keys[1]; key++) {
       const b = subject.keys.of[key] as number;
       const place = subject.side === "queries" ? (a - range[0]) * width + b : (b - range[0]) * width + a;
-      sums[place] = (sums[place] as number) + (weights[(query - queries[0]) * length + key - keys[0]] as number) / tokens;
+      sums[place] =
+        (sums[place] as number) + (weights[(query - queries[0]) * length + key - keys[0]] as number) / tokens;
     }
   }
 }

@@ -22,7 +22,11 @@ export function partnersOf(rows: readonly (readonly Row[])[], heads: number): Pa
       });
     });
   }
-  const found = [...sums].map(([unit, each]) => ({ unit, heads: each, weight: each.reduce((a, b) => a + b, 0) / heads }));
+  const found = [...sums].map(([unit, each]) => ({
+    unit,
+    heads: each,
+    weight: each.reduce((a, b) => a + b, 0) / heads,
+  }));
   return found.sort((a, b) => b.weight - a.weight || a.unit - b.unit);
 }
 

@@ -146,6 +146,7 @@ export class Engine {
   private readonly weights = new Map<string, number>();
   private readonly unhear: () => void;
   private resting = true;
+  private outdated = true;
   private scaled = Number.NEGATIVE_INFINITY;
 
   constructor(
@@ -198,7 +199,7 @@ export class Engine {
   choose(chosen: Spec["chosen"]): void {
     if (!this.spec) return;
     this.spec = { ...this.spec, chosen };
-    this.request();
+    this.request(false);
   }
 
   /** This is in view. */
@@ -317,9 +318,7 @@ export class Engine {
   }
 
   /** What is in view of a map, from which tiles. */
-  seen(
-    map: number,
-  ): {
+  seen(map: number): {
     spec: MapSpec;
     tiles: readonly Tile[];
     against: readonly Tile[] | null;
@@ -543,7 +542,9 @@ export class Engine {
     return tally;
   }
 
-  private request(): void {
+  /** Draw at the next frame; `maps`: them too, not only what is around and upon them. */
+  private request(maps = true): void {
+    this.outdated ||= maps;
     if (this.frame) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = 0;
@@ -555,7 +556,8 @@ export class Engine {
     if (!this.spec || !this.window || !this.size.width) return;
     this.plan();
     const ratio = Math.min(devicePixelRatio || 1, 3);
-    this.painter.draw(this.scene(ratio));
+    if (this.outdated) this.painter.draw(this.scene(ratio));
+    this.outdated = false;
     const { overlay } = this;
     const [width, height] = [Math.round(this.size.width * ratio), Math.round(this.size.height * ratio)];
     if (overlay.width !== width) overlay.width = width;
@@ -607,6 +609,7 @@ export class Engine {
   }
 
   private composed(around: boolean): HTMLCanvasElement {
+    this.outdated = true;
     this.draw();
     const canvas = document.createElement("canvas");
     canvas.width = this.overlay.width;
@@ -636,7 +639,7 @@ export class Engine {
     this.asking.abort();
     this.pointed = pair && { map, ...pair, exact: this.known(map, pair), cell: this.cellAt(map, pair) };
     this.hears.points(this.pointed);
-    this.request();
+    this.request(false);
     if (this.pointed?.exact === undefined && this.pointed)
       this.pointing = setTimeout(() => void this.askWeight(), POINT);
     return this.pointed;
@@ -749,7 +752,7 @@ export class Engine {
     ).catch((error: unknown) => {
       if (!signal.aborted) this.tell(error);
     });
-    this.request();
+    this.request(false);
   }
 }
 

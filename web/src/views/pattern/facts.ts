@@ -56,6 +56,34 @@ function cellsIn(side: Range, cells: number, range: Range): Range {
   return [first, Math.max(last, first)];
 }
 
+/** Call back for the cells of each row in view: `values[from]` is that of the first column. Where nothing can be taken off: NaN. */
+function eachRow(
+  tiles: readonly Tile[],
+  against: readonly Tile[] | null,
+  view: { queries: Range; keys: Range },
+  see: (values: Float32Array, from: number, to: number, tile: Tile, row: number, column: number) => void,
+): void {
+  for (const tile of tiles) {
+    const [firstRow, lastRow] = cellsIn(tile.queries, tile.rows, view.queries);
+    const [firstColumn, lastColumn] = cellsIn(tile.keys, tile.columns, view.keys);
+    const twin = against?.findLast((other) => other.alike(tile));
+    const differences = new Float32Array(against ? lastColumn - firstColumn : 0);
+    for (let row = firstRow; row < lastRow; row++) {
+      const start = row * tile.columns;
+      if (!against) {
+        see(tile.weights, start + firstColumn, start + lastColumn, tile, row, firstColumn);
+        continue;
+      }
+      for (let i = 0; i < differences.length; i++) {
+        const at = start + firstColumn + i;
+        const other = twin ? (twin.weights[at] as number) : otherAt(against, tile, row, firstColumn + i);
+        differences[i] = (tile.weights[at] as number) - (other ?? Number.NaN);
+      }
+      see(differences, 0, differences.length, tile, row, firstColumn);
+    }
+  }
+}
+
 /** Tally what is in view, without the columns of special tokens; `true` if some were left out. */
 export function tallyOf(
   tally: Tally,
@@ -66,22 +94,20 @@ export function tallyOf(
 ): boolean {
   let left = false;
   let known: Tile | null = null;
-  let skipped: Uint8Array = new Uint8Array(0);
-  eachCell(tiles, against, view, (weight, tile, _, column) => {
+  let skipped: Uint8Array | null = null;
+  eachRow(tiles, against, view, (values, from, to, tile, _, column) => {
     if (tile !== known) {
       known = tile;
-      skipped = specialColumns(tile, special);
+      skipped = special && specialColumns(tile, special).subarray(column, column + to - from);
+      left ||= skipped?.includes(1) ?? false;
     }
-    if (skipped[column]) left = true;
-    else tally.add(weight);
+    tally.addAll(values, from, to, skipped);
   });
   return left;
 }
 
-function specialColumns(tile: Tile, special: Int32Array | null): Uint8Array {
-  const columns = new Uint8Array(tile.columns);
-  if (!special) return columns;
-  return columns.map((_, column) => {
+function specialColumns(tile: Tile, special: Int32Array): Uint8Array {
+  return new Uint8Array(tile.columns).map((_, column) => {
     const [start, stop] = cellRange(column, tile.keys, tile.columns);
     return (special[stop] ?? 0) > (special[start] ?? 0) ? 1 : 0;
   });
@@ -95,12 +121,17 @@ export function strongest(
   count: number,
 ): Cell[] {
   const found: { size: number; weight: number; tile: Tile; row: number; column: number }[] = [];
-  eachCell(tiles, against, view, (weight, tile, row, column) => {
-    const size = Math.abs(weight);
-    if (!(size > 0) || (found.length === count && size <= (found[count - 1]?.size ?? 0))) return;
-    const place = found.findIndex((other) => other.size < size);
-    found.splice(place < 0 ? found.length : place, 0, { size, weight, tile, row, column });
-    if (found.length > count) found.pop();
+  let least = 0;
+  eachRow(tiles, against, view, (values, from, to, tile, row, column) => {
+    for (let i = from; i < to; i++) {
+      const weight = values[i] as number;
+      const size = Math.abs(weight);
+      if (!(size > least)) continue;
+      const place = found.findIndex((other) => other.size < size);
+      found.splice(place < 0 ? found.length : place, 0, { size, weight, tile, row, column: column + i - from });
+      if (found.length > count) found.pop();
+      if (found.length === count) least = (found[count - 1] as { size: number }).size;
+    }
   });
   return found.map(({ weight, tile, row, column }) => ({
     weight,
@@ -109,12 +140,14 @@ export function strongest(
   }));
 }
 
-/** Which weights of a square of weights are on each query's heaviest key: the mean over queries. null without any. */
+/** How much of a query's weight is on its heaviest key in view: the mean over queries of single weights. null without any. */
 export function meanOfLargest(tiles: readonly Tile[], view: { queries: Range; keys: Range }): number | null {
   const largest = new Map<number, number>();
-  eachCell(tiles, null, view, (weight, tile, row) => {
+  eachRow(tiles, null, view, (values, from, to, tile, row) => {
     const query = tile.queries[0] + row;
-    if (weight > (largest.get(query) ?? -1)) largest.set(query, weight);
+    let most = largest.get(query) ?? 0;
+    for (let i = from; i < to; i++) most = Math.max(most, values[i] as number);
+    largest.set(query, most);
   });
   if (!largest.size) return null;
   return [...largest.values()].reduce((a, b) => a + b, 0) / largest.size;

@@ -5,89 +5,106 @@
  * the shader. Positions reach the shader relative to a token that is a whole number, which keeps them exact at any length.
  */
 import { ENTRIES, type Scale } from "../../model/colour";
+import type { Range } from "../../source/contract";
 import { eachTile, emptyPatch, NOT_A_NUMBER, type Painter, patch, type Scene } from "./scene";
 import type { Tile } from "./tiles";
 
 const VERTEX = `#version 300 es
-uniform vec4 u_quad;    // left, top, right, bottom in clip space
-uniform vec4 u_tokens;  // key and query at the left and upper edge, and how many there are
-out vec2 v_token;
+uniform vec4 u_quad;   // left, top, right, bottom in clip space
+uniform vec4 u_start;  // where the left and upper edge is in the tile, and in the other: in cells or tokens from u_base
+uniform vec4 u_span;   // how far it is to the other edge
+out vec4 v_at;
 void main() {
   vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1);
-  v_token = u_tokens.xy + corner * u_tokens.zw;
+  v_at = u_start + corner.xyxy * u_span;
   gl_Position = vec4(mix(u_quad.xy, u_quad.zw, corner), 0.0, 1.0);
 }`;
 
-const FRAGMENT = `#version 300 es
+// UNEVEN: cells of a whole number of tokens that is not the same for all; see cellOf in tiles.ts. Others are found without a
+// division, which counts where there is no graphics card.
+const FRAGMENT = `
 precision highp float;
 precision highp int;
 precision highp sampler2D;
 uniform sampler2D u_tile;
 uniform sampler2D u_other;
 uniform sampler2D u_table;
-uniform uvec4 u_base;    // the whole token that v_token counts from: key and query in the tile, and in the other
+uniform ivec4 u_base;    // a whole cell (UNEVEN: token): column and row in the tile, and in the other
 uniform uvec4 u_length;  // tokens of the tile's sides, and of the other's
 uniform uvec4 u_cells;
-uniform bool u_signed;
-uniform bool u_logarithmic;
-uniform vec2 u_ends;     // floor and top of the scale; log2 of them where it is logarithmic
+uniform vec2 u_ends;     // entry = size (LOGARITHMIC: its log2) * x + y, before it is brought between the table's ends
 uniform vec3 u_nothing;
 uniform vec3 u_odd;
 uniform vec3 u_even;
-in vec2 v_token;
+in vec4 v_at;
 out vec4 colour;
 
-// The cell that holds a token: see cellOf in tiles.ts.
-uvec2 cell(uvec2 token, uvec2 length, uvec2 cells) {
-  return min(((token + 1u) * cells - 1u) / length, cells - 1u);
+const float LAST = ${(ENTRIES - 1).toFixed(1)};
+
+#ifdef UNEVEN
+ivec2 cell(vec2 at, ivec2 base, uvec2 length, uvec2 cells) {
+  uvec2 token = uvec2(base + ivec2(at));
+  return ivec2(min(((token + 1u) * cells - 1u) / length, cells - 1u));
 }
-bool unknown(float weight) {
-  return (floatBitsToUint(weight) & 0x7fffffffu) > 0x7f800000u;
-}
+#else
+#define cell(at, base, length, cells) (base + ivec2(at))
+#endif
+
 void main() {
-  uvec2 token = uvec2(max(floor(v_token), 0.0));
-  float weight = texelFetch(u_tile, ivec2(cell(u_base.xy + token, u_length.xy, u_cells.xy)), 0).r;
-  float other = u_signed ? texelFetch(u_other, ivec2(cell(u_base.zw + token, u_length.zw, u_cells.zw)), 0).r : 0.0;
-  if (unknown(weight) || unknown(other)) {
-    bool odd = mod(gl_FragCoord.x + gl_FragCoord.y, 8.0) < 4.0;
-    colour = vec4(odd ? u_odd : u_even, 1.0);
-    return;
+  float weight = texelFetch(u_tile, cell(v_at.xy, u_base.xy, u_length.xy, u_cells.xy), 0).r;
+  bool nothing = weight == 0.0;
+#ifdef SIGNED
+  float other = texelFetch(u_other, cell(v_at.zw, u_base.zw, u_length.zw, u_cells.zw), 0).r;
+  nothing = nothing && other == 0.0;
+  weight -= other;
+#endif
+  float size = abs(weight);
+#ifdef LOGARITHMIC
+  float entry = clamp(log2(max(size, 1e-38)) * u_ends.x + u_ends.y, 0.0, LAST);
+#else
+  float entry = clamp(size * u_ends.x + u_ends.y, 0.0, LAST);
+#endif
+#ifdef SIGNED
+  entry = 0.5 * (LAST + sign(weight) * entry);
+#endif
+  colour = texelFetch(u_table, ivec2(int(entry + 0.5), 0), 0);
+  if (nothing) colour.rgb = u_nothing;
+  // Not a number: asked by its bits, for a comparison may be optimized away.
+  if ((floatBitsToUint(weight) & 0x7fffffffu) > 0x7f800000u) {
+    colour.rgb = fract((gl_FragCoord.x + gl_FragCoord.y) * 0.125) < 0.5 ? u_odd : u_even;
   }
-  if (weight == 0.0 && other == 0.0) {
-    colour = vec4(u_nothing, 1.0);
-    return;
-  }
-  float difference = weight - other;
-  float size = abs(difference);
-  float place = u_logarithmic ? (log2(size) - u_ends.x) / (u_ends.y - u_ends.x) : size / u_ends.y;
-  place = size > 0.0 ? clamp(place, 0.0, 1.0) : 0.0;
-  if (u_signed) place = 0.5 + 0.5 * sign(difference) * place;
-  colour = texelFetch(u_table, ivec2(int(round(place * ${(ENTRIES - 1).toFixed(1)})), 0), 0);
 }`;
 
 const UNIFORMS = [
   "u_quad",
-  "u_tokens",
+  "u_start",
+  "u_span",
   "u_tile",
   "u_other",
   "u_table",
   "u_base",
   "u_length",
   "u_cells",
-  "u_signed",
-  "u_logarithmic",
   "u_ends",
   "u_nothing",
   "u_odd",
   "u_even",
 ] as const;
 
+/** A shader for a kind of map, with the places of its parameters. */
+interface Program {
+  readonly program: WebGLProgram;
+  readonly at: Record<(typeof UNIFORMS)[number], WebGLUniformLocation | null>;
+  /** What its scale and ground were set for. */
+  scene: Scene | null;
+}
+
 export class WebglPainter implements Painter {
-  private program: WebGLProgram | null = null;
-  private at = {} as Record<(typeof UNIFORMS)[number], WebGLUniformLocation | null>;
+  private programs = new Map<string, Program>();
   private textures = new Map<Tile, WebGLTexture>();
   private table: WebGLTexture | null = null;
   private shown: Scale | null = null;
+  private ready = false;
   private readonly patch = emptyPatch();
 
   /** null where the browser has no WebGL2. `again` is called when a lost context has come back. */
@@ -113,7 +130,7 @@ export class WebglPainter implements Painter {
 
   draw(scene: Scene): void {
     const { gl } = this;
-    if (gl.isContextLost() || !this.program) return;
+    if (!this.ready || gl.isContextLost()) return;
     const [width, height] = [Math.round(scene.size.width * scene.ratio), Math.round(scene.size.height * scene.ratio)];
     if (this.canvas.width !== width) this.canvas.width = width;
     if (this.canvas.height !== height) this.canvas.height = height;
@@ -121,8 +138,7 @@ export class WebglPainter implements Painter {
     const [red, green, blue] = scene.ground;
     gl.clearColor(red / 255, green / 255, blue / 255, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
-    this.useScale(scene.scale);
-    gl.uniform3f(this.at.u_nothing, scene.nothing[0] / 255, scene.nothing[1] / 255, scene.nothing[2] / 255);
+    this.uploadTable(scene.scale);
     for (const panel of scene.panels) {
       eachTile(panel, (tile, other) => {
         if (patch(this.patch, panel, tile, other)) this.drawPatch(scene, tile, other);
@@ -143,7 +159,7 @@ export class WebglPainter implements Painter {
 
   private readonly lost = (event: Event): void => {
     event.preventDefault(); // else it does not come back
-    this.program = null;
+    this.ready = false;
   };
 
   private readonly restored = (): void => {
@@ -152,68 +168,66 @@ export class WebglPainter implements Painter {
   };
 
   private begin(): void {
-    const { gl } = this;
+    this.programs = new Map();
     this.textures = new Map();
     this.shown = null;
-    this.program = link(gl);
-    gl.useProgram(this.program);
-    for (const name of UNIFORMS) this.at[name] = gl.getUniformLocation(this.program, name);
-    gl.uniform1i(this.at.u_tile, 0);
-    gl.uniform1i(this.at.u_other, 1);
-    gl.uniform1i(this.at.u_table, 2);
-    const [odd, even] = NOT_A_NUMBER.map((colour) => colour.map((part) => part / 255));
-    gl.uniform3fv(this.at.u_odd, odd as number[]);
-    gl.uniform3fv(this.at.u_even, even as number[]);
-    this.table = newTexture(gl, 2);
-    gl.activeTexture(gl.TEXTURE0);
+    this.table = newTexture(this.gl, 2);
+    this.ready = true;
   }
 
-  private useScale(scale: Scale): void {
+  private uploadTable(scale: Scale): void {
     if (scale === this.shown) return;
     const { gl } = this;
     this.shown = scale;
     gl.activeTexture(gl.TEXTURE2);
     gl.bindTexture(gl.TEXTURE_2D, this.table);
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA8, ENTRIES, 1, 0, gl.RGBA, gl.UNSIGNED_BYTE, scale.table);
-    gl.uniform1i(this.at.u_signed, scale.signed ? 1 : 0);
-    gl.uniform1i(this.at.u_logarithmic, scale.logarithmic ? 1 : 0);
-    if (scale.logarithmic) gl.uniform2f(this.at.u_ends, Math.log2(scale.floor), Math.log2(scale.top));
-    else gl.uniform2f(this.at.u_ends, 0, scale.top);
   }
 
-  private drawPatch({ size }: Scene, tile: Tile, other: Tile | null): void {
-    const {
-      gl,
-      at,
-      patch: { left, top, right, bottom, key, query, keys, queries },
-    } = this;
-    this.bind(0, tile);
-    this.bind(1, other ?? tile);
+  /** The shader for a scene's scale and for such cells, made when it is first needed, ready to draw. */
+  private use(scene: Scene, uneven: boolean): Program {
+    const { scale } = scene;
+    const kind = [scale.signed && "SIGNED", scale.logarithmic && "LOGARITHMIC", uneven && "UNEVEN"].filter(
+      Boolean,
+    ) as string[];
+    const name = kind.join(" ");
+    const program = this.programs.get(name) ?? link(this.gl, kind);
+    this.programs.set(name, program);
+    this.gl.useProgram(program.program);
+    if (program.scene !== scene) setScene(this.gl, program, scene);
+    return program;
+  }
+
+  private drawPatch(scene: Scene, tile: Tile, other: Tile | null): void {
+    const { gl, patch } = this;
+    const { size } = scene;
     const two = other ?? tile;
-    const [baseKey, baseQuery] = [Math.floor(key), Math.floor(query)];
+    const uneven = !isEven(tile) || !isEven(two);
+    const { at } = this.use(scene, uneven);
+    this.bind(0, tile);
+    this.bind(1, two);
+    const [x, y] = [
+      along(patch.key, patch.keys, tile.keys, tile.columns, uneven),
+      along(patch.query, patch.queries, tile.queries, tile.rows, uneven),
+    ];
+    const [x2, y2] = [
+      along(patch.key, patch.keys, two.keys, two.columns, uneven),
+      along(patch.query, patch.queries, two.queries, two.rows, uneven),
+    ];
     gl.uniform4f(
       at.u_quad,
-      (2 * left) / size.width - 1,
-      1 - (2 * top) / size.height,
-      (2 * right) / size.width - 1,
-      1 - (2 * bottom) / size.height,
+      (2 * patch.left) / size.width - 1,
+      1 - (2 * patch.top) / size.height,
+      (2 * patch.right) / size.width - 1,
+      1 - (2 * patch.bottom) / size.height,
     );
-    gl.uniform4f(at.u_tokens, key - baseKey, query - baseQuery, keys, queries);
-    gl.uniform4ui(
-      at.u_base,
-      baseKey - tile.keys[0],
-      baseQuery - tile.queries[0],
-      baseKey - two.keys[0],
-      baseQuery - two.queries[0],
-    );
-    gl.uniform4ui(
-      at.u_length,
-      tile.keys[1] - tile.keys[0],
-      tile.queries[1] - tile.queries[0],
-      two.keys[1] - two.keys[0],
-      two.queries[1] - two.queries[0],
-    );
-    gl.uniform4ui(at.u_cells, tile.columns, tile.rows, two.columns, two.rows);
+    gl.uniform4f(at.u_start, x.start, y.start, x2.start, y2.start);
+    gl.uniform4f(at.u_span, x.span, y.span, x2.span, y2.span);
+    gl.uniform4i(at.u_base, x.base, y.base, x2.base, y2.base);
+    if (uneven) {
+      gl.uniform4ui(at.u_length, length(tile.keys), length(tile.queries), length(two.keys), length(two.queries));
+      gl.uniform4ui(at.u_cells, tile.columns, tile.rows, two.columns, two.rows);
+    }
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
   }
 
@@ -246,13 +260,45 @@ function newTexture(gl: WebGL2RenderingContext, unit: number): WebGLTexture {
   return texture;
 }
 
-function link(gl: WebGL2RenderingContext): WebGLProgram {
+const length = ([start, stop]: Range) => stop - start;
+
+/** Whether all cells of a tile hold as many tokens. */
+function isEven({ queries, keys, rows, columns }: Tile): boolean {
+  return length(queries) % rows === 0 && length(keys) % columns === 0;
+}
+
+/** What is seen of a side: from where on, in cells (or tokens) from a whole one, and how many. */
+function along(
+  from: number,
+  tokens: number,
+  side: Range,
+  cells: number,
+  uneven: boolean,
+): { base: number; start: number; span: number } {
+  const cell = uneven ? 1 : length(side) / cells;
+  const at = (from - side[0]) / cell;
+  const base = Math.floor(at);
+  return { base, start: at - base, span: tokens / cell };
+}
+
+/** Set what is the same for all tiles of a scene. */
+function setScene(gl: WebGL2RenderingContext, program: Program, scene: Scene): void {
+  const { at } = program;
+  const { floor, top, logarithmic } = scene.scale;
+  const factor = (ENTRIES - 1) / (logarithmic ? Math.log2(top / floor) : top);
+  gl.uniform2f(at.u_ends, factor, logarithmic ? -Math.log2(floor) * factor : 0);
+  gl.uniform3f(at.u_nothing, scene.nothing[0] / 255, scene.nothing[1] / 255, scene.nothing[2] / 255);
+  program.scene = scene;
+}
+
+function link(gl: WebGL2RenderingContext, kind: readonly string[]): Program {
   const program = gl.createProgram();
-  for (const [kind, source] of [
+  const fragment = ["#version 300 es", ...kind.map((name) => `#define ${name}`), FRAGMENT].join("\n");
+  for (const [type, source] of [
     [gl.VERTEX_SHADER, VERTEX],
-    [gl.FRAGMENT_SHADER, FRAGMENT],
+    [gl.FRAGMENT_SHADER, fragment],
   ] as const) {
-    const shader = gl.createShader(kind) as WebGLShader;
+    const shader = gl.createShader(type) as WebGLShader;
     gl.shaderSource(shader, source);
     gl.compileShader(shader);
     gl.attachShader(program, shader);
@@ -261,5 +307,13 @@ function link(gl: WebGL2RenderingContext): WebGLProgram {
     }
   }
   gl.linkProgram(program);
-  return program;
+  gl.useProgram(program);
+  const at = Object.fromEntries(UNIFORMS.map((name) => [name, gl.getUniformLocation(program, name)])) as Program["at"];
+  gl.uniform1i(at.u_tile, 0);
+  gl.uniform1i(at.u_other, 1);
+  gl.uniform1i(at.u_table, 2);
+  const [odd, even] = NOT_A_NUMBER.map((colour) => colour.map((part) => part / 255));
+  gl.uniform3fv(at.u_odd, odd as number[]);
+  gl.uniform3fv(at.u_even, even as number[]);
+  return { program, at, scene: null };
 }

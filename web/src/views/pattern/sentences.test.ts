@@ -82,7 +82,7 @@ describe("sentences", () => {
       0.4,
     );
     expect(said).toBe(
-      "Map of layer 0, head 1: all 4 queries by 4 keys. Strongest: bank (3) looks at river (2): 50%; tokens 0–1 at tokens 0–1, 25%. " +
+      "Map of layer 0, head 1: all 4 queries by 4 keys. Strongest: bank (3) looks at river (2): 50%; tokens 0–1 at tokens 0–1: 25%. " +
         "On average 40% of a query's attention is on its heaviest key in view.",
     );
     expect(pictureWords("x", { queries: [1, 2], keys: [0, 4] }, { queries: 4, keys: 4 }, [], names, null)).toMatch(

@@ -119,8 +119,7 @@ export function pictureWords(
 }
 
 function cellWords({ queries, keys, weight }: Cell, names: Names): string {
-  if (queries[1] - queries[0] === 1 && keys[1] - keys[0] === 1)
-    return pairSentence({ query: queries[0], key: keys[0] }, weight, names);
-  const said = names.against ? difference(weight) : share(weight);
-  return `${rangeName(names.queries, queries)} at ${rangeName(names.keys, keys)}, ${said}`;
+  const single = queries[1] - queries[0] === 1 && keys[1] - keys[0] === 1;
+  const pair = `${rangeName(names.queries, queries)} ${single ? "looks at" : "at"} ${rangeName(names.keys, keys)}`;
+  return `${pair}: ${names.against ? difference(weight) : share(weight)}`;
 }

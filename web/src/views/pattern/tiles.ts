@@ -68,6 +68,17 @@ export class Tile {
     return within(queries, this.queries) && within(keys, this.keys);
   }
 
+  /** Whether another has the same cells. */
+  alike(other: Tile): boolean {
+    const { rows, columns, queries, keys } = other;
+    return (
+      this.rows === rows &&
+      this.columns === columns &&
+      this.covers(queries, keys) &&
+      other.covers(this.queries, this.keys)
+    );
+  }
+
   meets(queries: Range, keys: Range): boolean {
     return overlaps(this.queries, queries) && overlaps(this.keys, keys);
   }
@@ -143,7 +154,7 @@ export class TileCache {
     const name = nameOf(subject);
     const { queries, keys, weights, exact, reduce } = answer;
     const made = new Tile(queries, keys, weights.data, weights.shape, exact, reduce);
-    const kept = this.of(subject).find((tile) => same(tile, made));
+    const kept = this.of(subject).find((tile) => tile.alike(made) && tile.reduce === reduce);
     if (kept) return kept;
     this.tiles.set(made, name);
     this.bySubject.set(name, [...this.of(subject), made]);
@@ -210,34 +221,31 @@ export class TileCache {
   }
 }
 
-function same(a: Tile, b: Tile): boolean {
-  return (
-    a.rows === b.rows &&
-    a.columns === b.columns &&
-    a.reduce === b.reduce &&
-    a.covers(b.queries, b.keys) &&
-    b.covers(a.queries, a.keys)
-  );
-}
-
-/** How much finer than needed a tile may be to stand in for one that is not there yet: 2^2 cells in a pixel. */
-const FINER = 4;
+/** How far from the right level a tile may be to stand in for one that is not there yet: two levels. */
+const NEAR = 4;
 
 /** What to draw for a part of a map, in this order: the coarse first, so that the fine covers it. `whole`: nothing is missing. */
 export function drawn(cache: TileCache, subject: Subject, places: readonly Place[]): { tiles: Tile[]; whole: boolean } {
-  const found = places.map((place) => cache.find(subject, place));
-  const there = new Set(found.filter((tile) => tile !== undefined));
-  if (!found.includes(undefined)) return { tiles: [...there], whole: true };
-  const missing = places.filter((_, i) => !found[i]);
-  const least = 2 ** (places[0]?.level ?? 0) / FINER;
-  const others = cache
-    .of(subject)
-    .filter(
-      (tile) =>
-        !there.has(tile) && tile.cell >= least && missing.some((place) => tile.meets(place.queries, place.keys)),
-    )
-    .sort((a, b) => b.cell - a.cell);
-  return { tiles: [...others, ...there], whole: false };
+  const chosen = new Set<Tile>();
+  let whole = true;
+  for (const place of places) {
+    const tile = cache.find(subject, place);
+    if (!tile) whole = false;
+    for (const one of tile ? [tile] : standIns(cache.of(subject), place)) chosen.add(one);
+  }
+  return { tiles: [...chosen].sort((a, b) => b.cell - a.cell), whole };
+}
+
+/** For a tile that is missing: the finest that covers its place, and if that is far too coarse, what finer ones there are. */
+function standIns(tiles: readonly Tile[], { level, queries, keys }: Place): Tile[] {
+  const right = 2 ** level;
+  const covering = tiles
+    .filter((tile) => tile.cell >= right && tile.covers(queries, keys))
+    .reduce<Tile | null>((best, tile) => (best && best.cell <= tile.cell ? best : tile), null);
+  if (covering && covering.cell <= right * NEAR) return [covering];
+  const finest = covering?.cell ?? Number.POSITIVE_INFINITY;
+  const others = tiles.filter((tile) => tile.cell < finest && tile.cell >= right / NEAR && tile.meets(queries, keys));
+  return covering ? [covering, ...others] : others;
 }
 
 /** A tile that is wanted. */
