@@ -77,11 +77,12 @@ class Model(nn.Module):
         relative = (torch.arange(HEADS * 5).view(HEADS, 5) % 11 - 5).float() / 3
         slopes = scores.ALiBi(scores.alibi_slopes(HEADS))
         sinks = torch.tensor([-1.0, 0.0, 1.0, 2.0])
+        by_head = (places[:, None] + places + torch.arange(HEADS).view(1, HEADS, 1, 1)) % 3 > 0
         self.layers = nn.ModuleList([
             Call(2, mask=masks.causal(), sinks=sinks, bias=slopes),
             Call(bias=bias, softcap=2.0, scale=0.5),
             Call(1, bias=scores.RelativeBias(relative, first=-2), mask=masks.window(3, 2)),
-            Call(dtype=torch.float16),
+            Call(dtype=torch.float16, mask=masks.dense(by_head)),
             Call(dtype=torch.bfloat16, bias=bias[..., :1, :], mask=masks.causal() | masks.window(0, 1)),
         ])  # fmt: skip
         self.cross = Call()
@@ -104,8 +105,9 @@ class Long(nn.Module):
     def __init__(self, length: int) -> None:
         super().__init__()
         i, j = torch.arange(length)[:, None], torch.arange(length)
-        near, comb = (i - j).abs() <= REACH, (j % 3 == 0) & (i % 25 == 0)
-        self.call = Call(1, mask=masks.dense((near | comb)[None, None]))
+        near, head = (i - j).abs() <= REACH, torch.arange(2).view(1, 2, 1, 1)
+        comb = ((j + head) % 3 == 0) & (i % 25 == 0)
+        self.call = Call(1, mask=masks.dense(near | comb))
 
     def forward(self, input_ids: Tensor) -> Tensor:
         # No two weights alike, so that there is one right order of the heaviest.

@@ -13,6 +13,7 @@ from saccade.explorer.server import Server, listen
 
 TOKEN = "a-token-for-tests"  # noqa: S105
 SECONDS = 10  # for anything that is not to take long; what hangs, fails
+LONGEST = 60  # for a job
 
 
 class StandIn:
@@ -109,8 +110,9 @@ def events(response):
     """Name and data of each event; a comment has no name."""
     assert response.status == 200, response.read()
     assert response.headers["content-type"].startswith("text/event-stream")
-    fields = {}
+    fields, deadline = {}, time.monotonic() + LONGEST
     for line in response:
+        assert time.monotonic() < deadline  # what says for ever that it is still there, fails too
         name, colon, value = line.decode().rstrip("\n").partition(": ")
         if colon:
             fields[name] = value

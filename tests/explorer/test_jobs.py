@@ -234,15 +234,16 @@ def test_what_is_reckoned_to_be_kept_is_about_what_is_kept(others):
 
 def test_roles_with_the_model_are_those_of_heads(reader):
     explorer = explorer_with_text(reader)
-    answer, _ = run(explorer, "roles", {"text": "0"})
+    answer, told = run(explorer, "roles", {"text": "0"})
     pack(answer)
+    assert told.said[0].startswith("the model reads")
     expected = heads(reader, TEXT)
     assert answer["roles"] == expected.strongest.tolist()
-    for layer, told in enumerate(answer["roles"]):
-        for head, role in enumerate(told):
+    for layer, of_layer in enumerate(answer["roles"]):
+        for head, role in enumerate(of_layer):
             share = float(expected.scores[role][layer, head]) if role else 0.0
             assert answer["shares"][layer][head] == pytest.approx(share)
-    assert any(role for told in answer["roles"] for role in told)
+    assert any(role for of_layer in answer["roles"] for role in of_layer)
     assert set(answer["meanings"]) == set(ROLES)
 
 

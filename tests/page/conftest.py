@@ -157,7 +157,7 @@ class Visit:
 
     def words(self):
         """The view in words, as a screen reader gets it."""
-        return self.tab.locator("main > [role=status]").inner_text()
+        return self.tab.locator("section[aria-label='This view in words']").inner_text()
 
     def saved(self, way):
         """The file that "Save" gives."""

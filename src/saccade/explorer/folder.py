@@ -38,10 +38,9 @@ from saccade.trace.verification import verify
 
 PIECE = 1 << 24  # bytes that are copied at a time
 
-# The page may unpack chunks of a trace (WebAssembly) and fetch files of its own.
 POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'"
 )
 # What stands there until the page's script has come; browsers let no script read the files beside it.
 WAITING = (

@@ -1,7 +1,8 @@
 """Parcels: an answer as bytes, for the page.
 
-Four bytes say how long the JSON behind them is; the arrays that it names follow, each at a multiple of eight bytes from the
-end of the JSON (which is padded to a multiple of eight, the four bytes included). `web/src/source/parcel.ts` unpacks them.
+Four bytes say how long the JSON behind them is; the arrays that it names follow, each at a multiple of eight bytes
+from the end of the JSON (which is padded to a multiple of eight, the four bytes included). `web/src/source/parcel.ts`
+unpacks them.
 
     u32 little-endian | {"answer": {...}, "arrays": {"weights": {"dtype": "f4", "shape": [...], "offset": 0}}} | arrays
 """

@@ -56,7 +56,7 @@ describe("a chunk", () => {
   it.each([1, 9, 19])("is unpacked, packed at level %i", async (level) => {
     for (const count of [1, 100, 70_000, 300_000]) {
       const frame = await theirs.fromConfig({ id: "zstd", level }).encode(bytes(count));
-      expect(codec.decode(frame)).toEqual(bytes(count));
+      expect(Buffer.compare(codec.decode(frame), bytes(count))).toBe(0);
     }
   });
 

@@ -1,0 +1,96 @@
+"""A long trace: from the whole context down to one pair of tokens, by wheel, buttons and keys; each number against float64."""
+
+import re
+
+import pytest
+import torch
+
+LOOK = "/pattern?site=1&head=2"
+TOKENS = 3000
+
+
+def spoken_weight(said):
+    """The pair and the weight that the readout says."""
+    pair = re.search(r"token ([\d,]+) looks at token ([\d,]+): ", said)
+    weight = re.search(r"weight (\S+)", said)
+    assert pair, said
+    assert weight, said
+    return (*(int(token.replace(",", "")) for token in pair.groups()), weight[1])
+
+
+def test_the_whole_map_is_largest_weights(visit, long, long_weights):
+    visit.open(long.at(LOOK))
+    saved, weights = visit.saved_json(), long_weights(1, 2)
+    assert saved["columns"][-1] == "max_weight"
+    cells = torch.tensor(saved["cells"], dtype=torch.float64)
+    bounds = cells[:, :4].long()
+    assert int((bounds[:, 1] - bounds[:, 0]).max()) > 1
+    covered = ((bounds[:, 1] - bounds[:, 0]) * (bounds[:, 3] - bounds[:, 2])).sum()
+    assert int(covered) == TOKENS**2
+    for a, b in {tuple(pair) for pair in bounds[:, :2].tolist()}:
+        row = (bounds[:, 0] == a) & (bounds[:, 1] == b)
+        heaviest = weights[a:b].amax(0)
+        expected = torch.stack([heaviest[c:d].max() for c, d in bounds[row, 2:].tolist()])
+        torch.testing.assert_close(cells[row, 4], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_means_far_away(visit, long, long_weights):
+    visit.open(long.at(LOOK + "&reduce=mean"))
+    saved, weights = visit.saved_json(), long_weights(1, 2)
+    assert saved["columns"][-1] == "mean_weight"
+    for a, b, c, d, weight in saved["cells"][:: len(saved["cells"]) // 500]:
+        assert weight == pytest.approx(float(weights[a:b, c:d].mean()), abs=1e-6)
+
+
+def middle(visit):
+    box = visit.tab.get_by_role("application").bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def wheel(visit):
+    visit.tab.mouse.move(*middle(visit))
+    visit.tab.mouse.wheel(0, -400)
+
+
+def button(visit):
+    visit.tab.get_by_role("button", name="Closer").click()
+
+
+def keys(visit):
+    visit.tab.get_by_role("application").focus()
+    visit.tab.keyboard.press("+")
+
+
+@pytest.mark.parametrize("closer", [wheel, button, keys])
+def test_down_to_one_pair(visit, long, long_weights, closer):
+    tab, seen = visit.open(long.at(LOOK)), []
+    for step in range(30):
+        before = tab.url
+        closer(visit)
+        visit.frame()
+        if step % 6 == 0:
+            tab.mouse.move(*middle(visit))
+            tab.wait_for_function("() => /weight \\d/.test(document.querySelector('main aside').innerText)")
+            seen.append(spoken_weight(visit.readout()))
+        tab.wait_for_timeout(20)
+        if step > 15 and tab.url == before:
+            break
+    tab.wait_for_function("() => /rectangle=/.test(location.hash)")
+    visit.drawn()
+    saved = visit.saved_json()
+    # One pair fills the view; of its neighbours nothing or an edge is seen.
+    assert saved["queries"][1] - saved["queries"][0] <= 3
+    assert saved["keys"][1] - saved["keys"][0] <= 3
+    tab.mouse.move(*middle(visit))
+    tab.wait_for_function("() => /weight \\d/.test(document.querySelector('main aside').innerText)")
+    seen.append(spoken_weight(visit.readout()))
+    for query, key, weight in seen:
+        assert float(weight) == pytest.approx(float(long_weights(1, 2)[query, key]), rel=2e-5, abs=1e-7)
+    query, key, _ = seen[-1]
+    weights = long_weights(1, 2)[slice(*saved["queries"]), slice(*saved["keys"])]
+    torch.testing.assert_close(torch.tensor(saved["weights"], dtype=torch.float64), weights, atol=1e-6, rtol=1e-5)
+    assert saved["queries"][0] <= query < saved["queries"][1]
+    assert saved["keys"][0] <= key < saved["keys"][1]
+
+    tab.get_by_role("button", name="Whole").click()
+    tab.get_by_text("3,000 × 3,000 tokens").wait_for()

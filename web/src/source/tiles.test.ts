@@ -1,0 +1,48 @@
+import { describe, expect, it } from "vitest";
+import { choose } from "./inside";
+import { covering } from "./tiles";
+
+describe("cells of a stored map that cover a tile", () => {
+  it.each([
+    [300, 150],
+    [300, 128],
+    [97, 32],
+    [4096, 128],
+    [131072, 1024],
+  ])("of %i tokens in %i cells", (count, cells) => {
+    for (const range of [
+      [0, count],
+      [0, Math.min(256, count)],
+      [Math.floor(count / 3), Math.floor(count / 2)],
+    ] as const) {
+      const [[first, stop], [from, to]] = covering(range, count, cells);
+      expect(from).toBeLessThanOrEqual(range[0]);
+      expect(to).toBeGreaterThanOrEqual(range[1]);
+      // The part's own cells are those of the whole.
+      for (let cell = 0; cell <= stop - first; cell++) {
+        const here = from + Math.floor((cell * (to - from)) / (stop - first));
+        expect(here).toBe(Math.floor(((first + cell) * count) / cells));
+      }
+    }
+  });
+
+  it("are no more than are needed where lengths divide", () => {
+    expect(covering([256, 512], 4096, 128)).toEqual([
+      [8, 16],
+      [256, 512],
+    ]);
+  });
+});
+
+describe("the keys that are told one by one", () => {
+  it("are all of a short text", () => expect(choose(new Float64Array(64), 3, 3)).toHaveLength(64));
+
+  it("are the asked one, the query's neighbours and the heaviest", () => {
+    const weight = Float64Array.from({ length: 300 }, (_, at) => (at < 200 ? 0.001 * at : 0));
+    const found = choose(weight, 250, 100);
+    expect(found).toHaveLength(64);
+    expect(found).toEqual([...found].sort((a, b) => a - b));
+    expect(found.slice(0, 9)).toEqual([96, 97, 98, 99, 100, 101, 102, 103, 104]);
+    expect(found.slice(9)).toEqual([...Array.from({ length: 54 }, (_, at) => 146 + at), 250]);
+  });
+});
