@@ -34,6 +34,7 @@ from saccade.backends import native
 from saccade.errors import SaccadeError
 from saccade.explorer.parameters import read
 from saccade.explorer.parcel import Answer
+from saccade.explorer.questions import NoParameters
 from saccade.explorer.work import Asked, go_on
 from saccade.masks import Lengths
 from saccade.statistics import Map, Statistic
@@ -52,11 +53,6 @@ SECONDS = 8.0  # that all calls may take
 MOST_BYTES = 1 << 30  # that a call may be expected to take
 GROWTH = 4  # what both grow by at most when the text is twice as long
 LOOK = 0.1  # seconds between two looks at whether the job is still wanted
-
-
-@dataclass(frozen=True)
-class NoParameters:
-    """The job has none."""
 
 
 @dataclass(frozen=True)
@@ -319,12 +315,13 @@ _MMAP_THRESHOLD, _SMALL = -3, 1 << 16  # M_MMAP_THRESHOLD of glibc's malloc.h
 
 
 def _give_back() -> None:
-    """What is free goes back to the system, and what is allocated from now on will when it is freed.
+    """Free memory goes back to the system, and so does, from now on, what is freed.
 
-    Else a call would be served from what an earlier one left, and seem to need nothing.
+    Else a call would use what earlier ones left behind, or find it in pieces that are too small: then a pattern of 512
+    tokens takes twice as much.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
+    if hasattr(libc, "mallopt"):  # glibc; others do so by themselves
         libc.mallopt(_MMAP_THRESHOLD, _SMALL)
         libc.malloc_trim(0)
 

@@ -57,7 +57,7 @@ MOST_HALF = float(torch.finfo(torch.float16).max)
 SHORT = 32  # tokens up to which the page makes thumbnails itself: each cell is a weight
 
 # What HTML would take for the end of the element, or change; a letter far behind it stands for each.
-_UNBORNE = {ord(letter): 0x100 + ord(letter) for letter in "\0\r"}
+_UNBORNE = {ord(letter): 0x100 + ord(letter) for letter in "\0\r<"}
 _PIECE = 7 << 20  # bytes that are turned to letters at a time
 
 _HERE = Path(__file__).parent

@@ -136,7 +136,7 @@ function drawQueries(pen: Pen, frame: Frame, map: Box, gutters: Gutters, theme: 
   for (const query of [chosen.query, pointed?.query ?? null]) {
     if (query !== null) write(query, labels?.[query] ?? query.toLocaleString("en"), true);
   }
-  pen.text("query ↓", map.left - 7, map.top - 9, { colour: theme.query, anchor: "end" });
+  pen.text("query ↓", map.left - 7, map.top - 13, { colour: theme.query, anchor: "end" });
 }
 
 function drawKeys(pen: Pen, frame: Frame, map: Box, gutters: Gutters, theme: Theme): void {
@@ -172,7 +172,7 @@ function drawKeys(pen: Pen, frame: Frame, map: Box, gutters: Gutters, theme: The
   for (const key of [chosen.key, pointed?.key ?? null]) {
     if (key !== null) write(key, labels?.[key] ?? key.toLocaleString("en"), true);
   }
-  pen.text("key →", map.left - 7, map.top - 25, { colour: theme.key, anchor: "end" });
+  pen.text("key →", map.left - 7, map.top - 28, { colour: theme.key, anchor: "end" });
 }
 
 /** Weights as numbers, where cells are single weights and large. */

@@ -376,6 +376,7 @@ export class Engine {
   private arrange(): void {
     if (!this.spec || !this.size.width || !this.main.length) return;
     const labels = this.main.flatMap(({ spec }) => [
+      spec.subject.extent.queries.toLocaleString("en"), // tokens are numbered where there is no room for their words
       ...(spec.queryLabels ?? []).slice(0, 512),
       ...(spec.keyLabels ?? []).slice(0, 512),
     ]);

@@ -47,7 +47,8 @@ ivec2 cell(vec2 at, ivec2 base, uvec2 length, uvec2 cells) {
   return ivec2(min(((token + 1u) * cells - 1u) / length, cells - 1u));
 }
 #else
-#define cell(at, base, length, cells) (base + ivec2(at))
+// The last pixel of a tile may round to the cell behind it.
+#define cell(at, base, length, cells) min(base + ivec2(at), ivec2(cells) - 1)
 #endif
 
 void main() {
@@ -224,10 +225,9 @@ export class WebglPainter implements Painter {
     gl.uniform4f(at.u_start, x.start, y.start, x2.start, y2.start);
     gl.uniform4f(at.u_span, x.span, y.span, x2.span, y2.span);
     gl.uniform4i(at.u_base, x.base, y.base, x2.base, y2.base);
-    if (uneven) {
+    gl.uniform4ui(at.u_cells, tile.columns, tile.rows, two.columns, two.rows);
+    if (uneven)
       gl.uniform4ui(at.u_length, length(tile.keys), length(tile.queries), length(two.keys), length(two.queries));
-      gl.uniform4ui(at.u_cells, tile.columns, tile.rows, two.columns, two.rows);
-    }
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
   }
 
