@@ -12,7 +12,7 @@ from typing import NamedTuple
 from saccade.explorer.server import Server, listen
 
 TOKEN = "a-token-for-tests"  # noqa: S105
-SECONDS = 10  # for anything that is not to take long; what hangs, fails
+SECONDS = 30  # for anything that is not to take long; what hangs, fails. Longer than a silent stream is silent
 LONGEST = 60  # for a job
 
 

@@ -155,9 +155,13 @@ class Visit:
         self.tab.evaluate("look => { location.hash = look }", look)
         self.drawn(re.match(r"/(\w+)", look)[1])
 
+    @property
+    def spoken(self):
+        """Where the view is in words, as a screen reader gets it."""
+        return self.tab.get_by_role("region", name="This view in words")
+
     def words(self):
-        """The view in words, as a screen reader gets it."""
-        return self.tab.locator("section[aria-label='This view in words']").inner_text()
+        return self.spoken.inner_text()
 
     def saved(self, way):
         """The file that "Save" gives."""

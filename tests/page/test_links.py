@@ -23,7 +23,7 @@ def same_again(visiting, visit, fields):
     saved, words, address = visit.saved_json(), visit.words(), tab.url
     other = visiting(context=tab.context)
     other.open(address)
-    expect(other.tab.locator("main > [role=status]")).to_have_text(words)
+    expect(other.spoken).to_have_text(words)
     assert json.dumps(other.saved_json()) == json.dumps(saved)
     assert other.tab.url == address
     return saved
@@ -48,8 +48,8 @@ def test_a_link_of_heads(visiting, visit, served):
 
 def test_a_link_of_a_pattern(visiting, visit, served):
     tab = visit.open(served.at("/pattern"))
-    tab.get_by_label("Layer", exact=True).select_option("4")
-    tab.get_by_label("Head", exact=True).select_option("7")
+    tab.get_by_role("combobox", name="Layer", exact=True).select_option("4")
+    tab.get_by_role("combobox", name="Head", exact=True).select_option("7")
     tab.get_by_label("minus").select_option("head")
     tab.get_by_label("Head that is taken off").select_option("3")
     tab.get_by_role("button", name="rank").click()
@@ -120,7 +120,7 @@ def test_texts_of_links_are_read(visit, served, reading, said):
     visit.open(served.at(f"/pattern?text={said(first)}&beside={said(second)}&site=2&head=5"))
     tab = visit.tab
     tab.wait_for_function("() => document.querySelectorAll('select')[1].selectedOptions[0].text.includes('Herons')")
-    expect(tab.locator("main > [role=status]")).to_contain_text("bank")
+    expect(visit.spoken).to_contain_text("bank")
     saved = visit.saved_json()
     assert saved["text"] == first
     assert torch_close(saved["weights"], reading(first).weights[2, 5])
@@ -142,7 +142,7 @@ def test_views_follow_what_is_typed(visit, served, reading):
     box(tab).fill(text)
     tab.wait_for_function("() => location.hash.includes('Money')")
     visit.drawn()
-    expect(tab.locator("main > [role=status]")).to_contain_text("all 8 queries by 8 keys")
+    expect(visit.spoken).to_contain_text("all 8 queries by 8 keys")
     saved = visit.saved_json()
     assert saved["query_tokens"] == reading(text).tokens_as_printed()
     assert torch_close(saved["weights"], reading(text).weights[2, 5])
@@ -167,7 +167,7 @@ def test_reading_is_stopped(visit, served):
     tab.unroute("**/api/run/read")
     box(tab).fill("This is read after all.")
     tab.keyboard.press("Enter")
-    expect(tab.locator("main > [role=status]")).to_contain_text("This is read after all.")
+    expect(visit.spoken).to_contain_text("This is read after all.")
 
 
 def test_a_text_that_is_too_long(visit, served):

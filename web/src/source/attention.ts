@@ -44,29 +44,15 @@ export interface Block {
 
 /** `out` becomes a row's scores before bias and mask. */
 export function capped(block: Block, row: number, out: Float64Array): void {
-  const { width, query, key, scale, softcap } = block;
+  const { width, key, scale, softcap } = block;
+  const query = block.query.subarray(row * width, (row + 1) * width);
   const columns = length(block.keys);
-  const one = query.subarray(row * width, (row + 1) * width);
-  for (let column = 0; column < columns; column++) {
-    const score = scale * dot(one, key, column * width);
+  for (let column = 0, at = 0; column < columns; column++) {
+    let sum = 0;
+    for (let d = 0; d < width; d++, at++) sum += (query[d] as number) * (key[at] as number);
+    const score = scale * sum;
     out[column] = softcap === null ? score : softcap * Math.tanh(score / softcap);
   }
-}
-
-/** The product of a query and the key that begins at a place. Four sums at a time: one alone waits for each addition. */
-function dot(query: Floats, key: Floats, at: number): number {
-  const width = query.length;
-  const fours = width - (width % 4);
-  let [a, b, c, d] = [0, 0, 0, 0];
-  let i = 0;
-  for (; i < fours; i += 4) {
-    a += (query[i] as number) * (key[at + i] as number);
-    b += (query[i + 1] as number) * (key[at + i + 1] as number);
-    c += (query[i + 2] as number) * (key[at + i + 2] as number);
-    d += (query[i + 3] as number) * (key[at + i + 3] as number);
-  }
-  for (; i < width; i++) a += (query[i] as number) * (key[at + i] as number);
-  return a + b + c + d;
 }
 
 /** Add a row's bias to `out`. */

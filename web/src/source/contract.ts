@@ -202,8 +202,8 @@ export interface InsideAnswer {
   softcap: number | null;
   /** A learned logit that takes weight away from all keys; null if the head has none. */
   sink: number | null;
-  /** Natural logarithm of the sum that each exponential is divided by. */
-  lse: number;
+  /** Natural logarithm of the sum that each exponential is divided by; null where there is none to sum. */
+  lse: number | null;
   /** float32 (width): the hidden state of the query's token as it enters the layer. null if it was not kept. */
   state: NumberArray | null;
   key_state: NumberArray | null;
@@ -266,7 +266,7 @@ export interface MeaningAnswer {
   projection: NumberArray;
   /** Share of the last layer's variance that the two axes show. */
   kept: number;
-  /** (layers + 1): share of the occurrences whose nearest other has their sense; by chance `chance`. */
+  /** (layers + 1): share of the occurrences whose nearest other has their sense; by chance `chance`. Fewer than two senses have neither. */
   accuracy: number[] | null;
   chance: number;
   /** For each occurrence: towards which sense its movers are counted, and the movers, strongest first. */

@@ -12,7 +12,7 @@ const MOST_PARTNERS = 64;
 /** Sums that are held at once: 16 MiB. */
 const ROOM = 1 << 21;
 /** Weights that are computed for one answer; some seconds. */
-const LONGEST = 1 << 26;
+const LONGEST = 1 << 25;
 
 /** The queries or the keys of a site as units: tokens, or words. */
 interface Side {

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { choose } from "./inside";
-import { covering } from "./tiles";
+import type { StoredSource } from "./stored";
+import { covering, tile } from "./tiles";
 
 describe("cells of a stored map that cover a tile", () => {
   it.each([
@@ -44,5 +45,37 @@ describe("the keys that are told one by one", () => {
     expect(found).toEqual([...found].sort((a, b) => a - b));
     expect(found.slice(0, 9)).toEqual([96, 97, 98, 99, 100, 101, 102, 103, 104]);
     expect(found.slice(9)).toEqual([...Array.from({ length: 54 }, (_, at) => 146 + at), 250]);
+  });
+});
+
+describe("a tile that would take too long", () => {
+  /** A site of so many tokens that nothing of it is to be computed here. */
+  const source = (map: object | null): StoredSource => {
+    const info = { label: "layer 0", heads: [0, 1], queries: 65536, keys: 65536, exact: true, map };
+    const site = {
+      info,
+      levels: () => [
+        [4, 4],
+        [2, 2],
+      ],
+      map: async () => Float32Array.from({ length: 16 }, (_, at) => at),
+    };
+    return { asked: async () => site, exact: async () => site } as unknown as StoredSource;
+  };
+  const key = { text: "0", site: 0, head: 0, level: 5, row: 1, column: 0, reduce: "mean" } as const;
+
+  it("is what there is in the stored map, and says so", async () => {
+    const found = await tile(source({ cells: [4, 4], reduce: "max" }), key);
+    expect(found).toMatchObject({ queries: [0, 16384], keys: [0, 16384], exact: false, reduce: "max" });
+    expect(await tile(source({ cells: [4, 4], reduce: "max" }), { ...key, row: 2, column: 7 })).toMatchObject({
+      queries: [16384, 32768],
+      keys: [49152, 65536],
+      weights: { data: Float32Array.of(7), shape: [1, 1] },
+    });
+  });
+
+  it("is refused where there is no map of it", async () => {
+    await expect(tile(source(null), key)).rejects.toThrow("Zoom in");
+    await expect(tile(source({ cells: [4, 4], reduce: "max" }), { ...key, head: "mean" })).rejects.toThrow("Zoom in");
   });
 });
