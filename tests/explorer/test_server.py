@@ -575,9 +575,8 @@ VALUES = {
 }
 VALUES |= {name: ["true", "false", "1"] for name in ("words", "ordinary")}
 VALUES |= {name: ["0,9", "2,5", "3,3", "0,10", "8,12", "4"] for name in ("queries", "keys", "range")}
-VALUES |= {
-    name: ["1", "0", "2", "8", "9", "64"] for name in ("site", "level", "row", "column", "count", "query", "key")
-}
+VALUES |= {name: ["0", "1", "2", "8", "9", "64"] for name in ("site", "level", "row", "column", "query", "key")}
+VALUES["count"] = ["1", "3", "64", "65", "0"]
 JUNK = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | JUNK,

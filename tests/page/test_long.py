@@ -12,7 +12,7 @@ TOKENS = 3000
 def spoken_weight(said):
     """The pair and the weight that the readout says."""
     pair = re.search(r"token ([\d,]+) looks at token ([\d,]+): ", said)
-    weight = re.search(r"weight (\S+)", said)
+    weight = re.search(r"^weight (\S+)", said, re.MULTILINE)
     assert pair, said
     assert weight, said
     return (*(int(token.replace(",", "")) for token in pair.groups()), weight[1])
@@ -69,7 +69,7 @@ def test_down_to_one_pair(visit, long, long_weights, closer):
         visit.frame()
         if step % 6 == 0:
             tab.mouse.move(*middle(visit))
-            tab.wait_for_function("() => /weight \\d/.test(document.querySelector('main aside').innerText)")
+            tab.wait_for_function("() => /^weight \\d/m.test(document.querySelector('main aside').innerText)")
             seen.append(spoken_weight(visit.readout()))
     tab.wait_for_function("() => /rectangle=/.test(location.hash)")
     visit.drawn()
@@ -78,7 +78,7 @@ def test_down_to_one_pair(visit, long, long_weights, closer):
     assert saved["queries"][1] - saved["queries"][0] <= 3
     assert saved["keys"][1] - saved["keys"][0] <= 3
     tab.mouse.move(*middle(visit))
-    tab.wait_for_function("() => /weight \\d/.test(document.querySelector('main aside').innerText)")
+    tab.wait_for_function("() => /^weight \\d/m.test(document.querySelector('main aside').innerText)")
     seen.append(spoken_weight(visit.readout()))
     for query, key, weight in seen:
         assert float(weight) == pytest.approx(float(long_weights(1, 2)[query, key]), rel=2e-5, abs=1e-7)

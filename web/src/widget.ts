@@ -23,17 +23,26 @@ export function render({ model, el }: { model: WidgetModel; el: HTMLElement }): 
   };
 }
 
-/** The link is the widget's trait `view`, which Python reads and sets. */
+/** The link is the widget's trait `view`, which Python reads and sets, and other displays of the widget. */
 function trait(model: WidgetModel): Link {
+  let known = ""; // to this display, which hears of its own changes as well
+  const read = () => String(model.get("view") ?? "");
   return {
-    read: () => String(model.get("view") ?? ""),
+    read: () => {
+      known = read();
+      return known;
+    },
     write: (link) => {
+      known = link;
       model.set("view", link);
       model.save_changes();
     },
     listen: (changed) => {
-      model.on("change:view", changed);
-      return () => model.off("change:view", changed);
+      const heard = () => {
+        if (read() !== known) changed();
+      };
+      model.on("change:view", heard);
+      return () => model.off("change:view", heard);
     },
   };
 }

@@ -4,5 +4,5 @@
     parcel.py: an answer as bytes                 the same for a server, a notebook and a file
     server.py: answers over HTTP, on loopback
 
-The page itself (web/) is built into `page/`. `web/src/source/contract.ts` says what each question and each answer holds.
+The page itself (web/) is built into `page/`. What each question and answer holds: `web/src/source/contract.ts`.
 """

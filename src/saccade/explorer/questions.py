@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from saccade.explorer.work import Asked
 if TYPE_CHECKING:
     from saccade.explorer.explorer import Explorer
 
+_MEMORY = Path("/proc/self/clear_refs")  # by which job "cost" asks how much memory a call took
 _NO_MODEL = "there is no model to read with: start saccade explore with --model"
 
 
@@ -66,7 +68,8 @@ def _abilities(explorer: Explorer) -> Mapping[str, Any]:
     inside: Any = True
     if explorer.reader is None and not exact:
         inside = "the trace has no queries and keys: record with keep='qkv' (saccade record --keep qkv)"
-    return {"read": reads, "inside": inside, "meaning": reads, "cost": True}
+    measures: Any = True if _MEMORY.exists() else "this system does not tell how much memory a process has used"
+    return {"read": reads, "inside": inside, "meaning": reads, "cost": measures}
 
 
 def tokens(explorer: Explorer, parameters: Mapping[str, Any], cancelled: Asked) -> Answer:
