@@ -153,7 +153,7 @@ def serving(explorer, folder):
     listening = listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     server = Server(explorer, listening, host="127.0.0.1", token=TOKEN, folder=folder)
-    before = set(threading.enumerate())
+    before = computing()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -162,7 +162,12 @@ def serving(explorer, folder):
         server.should_exit = True
         thread.join(2)
         assert not thread.is_alive()
-        until(lambda: set(threading.enumerate()) <= before)
+        until(lambda: computing() <= before)
+
+
+def computing():
+    """The threads of all desks."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith(("question", "job"))}
 
 
 def until(true):
