@@ -1,5 +1,6 @@
 """Each view, light and dark, wide and narrow: without violations by axe, and without scrolling sideways."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,6 @@ def violations(visit):
     asked = {"expression": "axe.run().then(JSON.stringify)", "awaitPromise": True, "returnByValue": True}
     answer = devtools.send("Runtime.evaluate", asked)
     devtools.detach()
-    import json
-
     found = json.loads(answer["result"]["value"])
     assert len(found["passes"]) > 10
     return [

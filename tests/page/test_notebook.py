@@ -31,6 +31,7 @@ w = explore(trace, model=reader, view="/pattern?site=2&head=5", height=600)
 w
 """,
     "w",
+    "",
 ]
 
 
@@ -124,8 +125,11 @@ class Notebook:
         """A command of JupyterLab."""
         self.tab.evaluate("command => jupyterapp.commands.execute(command)", command)
 
-    def run_cell(self, cell):
+    def select(self, cell):
         self.tab.evaluate("cell => { jupyterapp.shell.currentWidget.content.activeCellIndex = cell }", cell)
+
+    def run_cell(self, cell):
+        self.select(cell)
         self.do("notebook:run-cell")
 
     def output(self, cell=0):
@@ -207,19 +211,20 @@ def test_a_text_that_is_typed_in_is_read_by_the_kernel(notebook):
 
 
 def test_keys_are_the_pages_in_it_and_the_notebooks_around_it(notebook):
-    kind = "jupyterapp.shell.currentWidget.content.activeCell.model.type"
+    kinds = "jupyterapp.shell.currentWidget.content.widgets.map((cell) => cell.model.type).join()"
     notebook.run('w.view = "/heads"')
     notebook.drawn("heads")
-    notebook.output().get_by_role("link", name="Heads").focus()
-    notebook.tab.keyboard.press("2")
-    notebook.drawn("pattern")
-    assert notebook.tab.evaluate(kind) == "code"
+    notebook.select(0)
     notebook.do("notebook:enter-command-mode")
-    notebook.tab.evaluate("jupyterapp.shell.currentWidget.content.node.focus()")
-    notebook.tab.keyboard.press("m")
-    notebook.tab.wait_for_function(f"{kind} === 'markdown'")
-    notebook.do("notebook:change-cell-to-code")
-    assert notebook.output().locator("main").get_attribute("data-drawn") == "pattern"
+    notebook.output().get_by_role("link", name="Heads").focus()
+    notebook.tab.keyboard.press("2")  # to JupyterLab, a heading of the second level
+    notebook.drawn("pattern")
+    assert notebook.tab.evaluate(kinds) == "code,code,code"
+    notebook.select(2)
+    notebook.do("notebook:enter-command-mode")
+    notebook.tab.keyboard.press("1")
+    notebook.tab.wait_for_function(f"{kinds} === 'code,code,markdown'")
+    notebook.drawn("pattern")
 
 
 def test_answers_while_a_cell_runs(notebook):

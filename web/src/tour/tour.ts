@@ -90,8 +90,7 @@ export const STEPS: readonly Step[] = [
       head: e.head,
       drawn: [],
       side: "queries",
-      locked: [],
-      query: e.query,
+      locked: [e.query],
     }),
   },
   {
@@ -132,6 +131,7 @@ export const STEPS: readonly Step[] = [
   },
 ];
 
+const NEAREST = 3; // tokens that are no example: itself and its neighbours
 const known = new WeakMap<Shared, Promise<Example>>();
 
 /** The example of a page: found once. */
@@ -172,7 +172,7 @@ function tokensOf(all: Shared, text: TextInfo): Promise<TokensAnswer | null> {
   return site ? all.tokens(text.id, site.query_tokens) : Promise.resolve(null);
 }
 
-/** The head in which a token looks most decidedly at an ordinary token other than itself. */
+/** The head in which a token looks most decidedly at an ordinary token that is not its neighbour: that says more. */
 async function strongest(all: Shared, text: TextInfo, query: number, tokens: TokensAnswer | null) {
   let best = { site: 0, head: 0, key: Math.max(query - 1, 0), weight: -1 };
   for (const [site, about] of text.sites.entries()) {
@@ -183,14 +183,14 @@ async function strongest(all: Shared, text: TextInfo, query: number, tokens: Tok
       heads: about.heads.map((_, head) => head),
       side: "queries",
       range: [query, query + 1],
-      count: 2,
+      count: NEAREST + 1,
       words: false,
       ordinary: true,
     });
     answer.partner.data.forEach((key, i) => {
       const weight = answer.weight.data[i] ?? 0;
-      const speaks = key >= 0 && key !== query && /\p{L}/u.test(tokens?.labels[key] ?? "x");
-      if (speaks && weight > best.weight) best = { site, head: Math.floor(i / 2), key, weight };
+      const speaks = key >= 0 && Math.abs(key - query) > 1 && /\p{L}/u.test(tokens?.labels[key] ?? "x");
+      if (speaks && weight > best.weight) best = { site, head: Math.floor(i / (NEAREST + 1)), key, weight };
     });
   }
   return { site: best.site, head: best.head, key: best.key };
