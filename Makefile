@@ -68,8 +68,9 @@ bench: $(READY) ## time attention, recording and analyses against their peers, c
 bench-page: $(READY) $(PAGE) browser ## time the page in Chromium; writes docs/benchmarks
 	@$(PYTHON_IN_VENV) benchmarks/page.py --write
 
-docs: $(READY) ## draw the pictures of the guides again; writes docs/images
+docs: $(READY) $(PAGE) browser ## draw the pictures of the guides and of the page again; writes docs/images
 	@$(PYTHON_IN_VENV) scripts/guides.py
+	@$(PYTHON_IN_VENV) scripts/page_pictures.py
 
 clean: ## delete caches and build results (.venv stays; delete it by hand to start over)
 	@rm -rf build dist src/saccade/explorer/page .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -13,7 +13,6 @@ import gzip
 import os
 import random
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -27,23 +26,16 @@ from typing import Any
 import psutil
 import torch
 from harness import Effort, Section, Target, conditions, progress, publish, table
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from recording import Shape, llama
 from torch import nn
 
 import saccade
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from browsing import browser, exploring
+
 SIZE = {"width": 1280, "height": 800}
 LONG = 131_072
 SENTENCE = "He left the roses by the bank and went home over the bridge in the rain."
@@ -133,23 +125,9 @@ def long() -> Shape:
 
 
 @contextmanager
-def exploring(*arguments: str | Path) -> Iterator[str]:
-    """The link of a running `saccade explore`."""
-    command = [sys.executable, "-m", "saccade.cli", "explore", "--no-open", *map(str, arguments)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip().partition("#")[0]
-        finally:
-            process.terminate()
-
-
-@contextmanager
-def tab(browser: Browser, errors: list[str]) -> Iterator[Page]:
+def tab(running: Browser, errors: list[str]) -> Iterator[Page]:
     """A new tab of the size that the targets are for."""
-    context = browser.new_context(viewport=SIZE)
+    context = running.new_context(viewport=SIZE)
     page = context.new_page()
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
@@ -159,7 +137,7 @@ def tab(browser: Browser, errors: list[str]) -> Iterator[Page]:
 # ---------------------------------------------------------------------------------------- what is measured
 
 
-def first_view(browser: Browser, link: str, effort: Effort, errors: list[str]) -> list[list[str]]:
+def first_view(running: Browser, link: str, effort: Effort, errors: list[str]) -> list[list[str]]:
     """From navigation until all heads are drawn, and the scripts that it took."""
     seconds, scripts = [], {}
 
@@ -168,7 +146,7 @@ def first_view(browser: Browser, link: str, effort: Effort, errors: list[str]) -
             scripts[response.url] = len(gzip.compress(response.body(), 9))
 
     for _ in range(effort.rounds):
-        with tab(browser, errors) as page:
+        with tab(running, errors) as page:
             page.on("response", keep)
             begun = time.perf_counter()
             page.goto(f"{link}#/heads", wait_until="commit")
@@ -185,10 +163,10 @@ def first_view(browser: Browser, link: str, effort: Effort, errors: list[str]) -
     ]
 
 
-def movement(browser: Browser, link: str, effort: Effort, errors: list[str]) -> list[list[str]]:
+def movement(running: Browser, link: str, effort: Effort, errors: list[str]) -> list[list[str]]:
     """Frames while the map of 131,072 tokens moves; the weight at the pointer; what the tab holds afterwards."""
     frames = 60 if effort.quick else 240
-    with tab(browser, errors) as page:
+    with tab(running, errors) as page:
         page.goto(f"{link}#/pattern?head=1")
         page.wait_for_selector("main[data-drawn]")
         page.wait_for_timeout(1500)
@@ -244,11 +222,11 @@ def memory(page: Page) -> float:
     return most / 1e6
 
 
-def endurance(browser: Browser, link: str, effort: Effort, errors: list[str]) -> list[list[str]]:
+def endurance(running: Browser, link: str, effort: Effort, errors: list[str]) -> list[list[str]]:
     """A thousand random zooms, view changes and edits."""
     steps = 100 if effort.quick else 1000
     draw = random.Random(SEED)
-    with tab(browser, errors) as page:
+    with tab(running, errors) as page:
         page.goto(f"{link}#/pattern")
         page.wait_for_selector("main[data-drawn]")
         for _ in range(steps // 10):
@@ -317,21 +295,18 @@ def measure(effort: Effort, folder: Path) -> Section:
     record(bert(), folder / "bert.zarr", save=folder / "bert")
     progress(f"page: recording {LONG:,} tokens")
     record(long(), folder / "long.zarr")
-    name = next(path for name in BROWSERS if (path := shutil.which(os.environ.get("SACCADE_BROWSER", name))))
     rows: list[list[str]] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=name, args=FLAGS)
-        parts: list[tuple[str, list[str | Path], Callable[..., list[list[str]]]]] = [
-            ("first view", [folder / "bert.zarr"], first_view),
-            ("movement", [folder / "long.zarr"], movement),
-            ("endurance", [], endurance),
-        ]
+    parts: list[tuple[str, list[Path], Callable[..., list[list[str]]]]] = [
+        ("first view", [folder / "bert.zarr"], first_view),
+        ("movement", [folder / "long.zarr"], movement),
+        ("endurance", [], endurance),
+    ]
+    with browser() as running:
         for what, arguments, part in parts:
             progress(f"page: {what}")
             with exploring(*arguments) as link:
-                rows += part(browser, link, effort, errors)
-        version = browser.version
-        browser.close()
+                rows += part(running, link, effort, errors)
+        version = running.version
     progress("page: saved")
     rows += saved(folder / "bert", folder)
     how = f"Chromium {version}, headless, WebGL in software, {SIZE['width']} x {SIZE['height']}; bold misses its target"

@@ -8,6 +8,8 @@ import pytest
 AXE = Path(__file__).parents[2] / "web" / "node_modules" / "axe-core" / "axe.min.js"
 NARROW = {"width": 360, "height": 740}
 WIDE = {"width": 1280, "height": 800}
+# A window is made narrow, or begins so and is made wide.
+SIZES = {"light": (WIDE, NARROW), "dark": (NARROW, WIDE)}
 LOOKS = {
     "heads": ["/heads?colour=entropy&chosen=1.2", "/heads?order=role&colour=role"],
     "pattern": ["/pattern?site=2&head=5&query=7&key=4", "/pattern?site=2&head=5&difference=head&against=1.3&chosen=0.1"],
@@ -37,12 +39,12 @@ def violations(visit):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("view", LOOKS)
 def test_views(visiting, served, measured, view, theme):
-    visit = visiting(color_scheme=theme)
+    visit = visiting(color_scheme=theme, viewport=SIZES[theme][0])
     measured(visit)
     tab, found = visit.open(served.at(LOOKS[view][0])), {}
     for look in LOOKS[view]:
         visit.go(look)
-        for size in (WIDE, NARROW):
+        for size in SIZES[theme]:
             tab.set_viewport_size(size)
             visit.frame()
             tab.wait_for_timeout(100)
@@ -53,7 +55,6 @@ def test_views(visiting, served, measured, view, theme):
             wrong = violations(visit)
             if wrong:
                 found[look, size["width"]] = wrong
-        tab.set_viewport_size(WIDE)
     assert found == {}
 
 

@@ -110,16 +110,22 @@ class Notebook:
 
     def run(self, code):
         """What some code prints in the kernel."""
-        return self.tab.evaluate(
-            """async (code) => {
+        self.begin(code)
+        return self.ended()
+
+    def begin(self, code):
+        self.tab.evaluate(
+            """(code) => {
                 const future = jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({ code });
                 let said = "";
                 future.onIOPub = ({ content }) => (said += content.text ?? content.traceback?.join("\\n") ?? "");
-                await future.done;
-                return said;
+                globalThis.running = future.done.then(() => said);
             }""",
             code,
         )
+
+    def ended(self):
+        return self.tab.evaluate("running").strip()
 
     def do(self, command):
         """A command of JupyterLab."""
@@ -142,7 +148,7 @@ class Notebook:
     def until(self, code, said):
         """Wait until some code prints that; messages take their time."""
         deadline = time.monotonic() + PATIENCE / 1000
-        while (printed := self.run(code).strip()) != said:
+        while (printed := self.run(code)) != said:
             assert time.monotonic() < deadline, printed
             time.sleep(0.05)
 
@@ -227,17 +233,23 @@ def test_keys_are_the_pages_in_it_and_the_notebooks_around_it(notebook):
     notebook.drawn("pattern")
 
 
+BUSY = """
+import time
+stop = time.monotonic() + 60
+while "site=5" not in w.view and time.monotonic() < stop:
+    time.sleep(0.01)
+print(w.view)
+"""
+
+
 def test_answers_while_a_cell_runs(notebook):
     notebook.run('w.view = "/heads"')
     notebook.drawn("heads")
-    notebook.tab.evaluate(
-        """() => { globalThis.cell = jupyterapp.shell.currentWidget.sessionContext.session.kernel
-            .requestExecute({ code: "import time\\nwhile w.view != '/lines?site=5': time.sleep(0.01)" }).done }"""
-    )
+    notebook.begin(BUSY)
     notebook.output().get_by_role("link", name="Lines").click()
     notebook.drawn("lines")
     notebook.output().get_by_role("combobox", name="Layer").select_option("5")
-    notebook.tab.evaluate("cell")
+    assert notebook.ended().startswith("/lines?site=5")
 
 
 STYLES = """() => {
