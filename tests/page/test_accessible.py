@@ -12,7 +12,10 @@ WIDE = {"width": 1280, "height": 800}
 SIZES = {"light": (WIDE, NARROW), "dark": (NARROW, WIDE)}
 LOOKS = {
     "heads": ["/heads?colour=entropy&chosen=1.2", "/heads?order=role&colour=role"],
-    "pattern": ["/pattern?site=2&head=5&query=7&key=4", "/pattern?site=2&head=5&difference=head&against=1.3&chosen=0.1"],
+    "pattern": [
+        "/pattern?site=2&head=5&query=7&key=4",
+        "/pattern?site=2&head=5&difference=head&against=1.3&chosen=0.1",
+    ],
     "lines": ["/lines?site=2&head=5&locked=7", "/lines?drawn=0-1-2&beside=1"],
     "inside": ["/inside?site=2&head=5&query=7"],
     "meaning": ["/meaning"],
@@ -22,7 +25,9 @@ LOOKS = {
 
 def violations(visit):
     """What axe finds, in words."""
-    devtools = visit.tab.context.new_cdp_session(visit.tab)  # scripts of a debugger may be run whatever the page's policy
+    devtools = visit.tab.context.new_cdp_session(
+        visit.tab
+    )  # scripts of a debugger may be run whatever the page's policy
     devtools.send("Runtime.evaluate", {"expression": AXE.read_text()})
     asked = {"expression": "axe.run().then(JSON.stringify)", "awaitPromise": True, "returnByValue": True}
     answer = devtools.send("Runtime.evaluate", asked)

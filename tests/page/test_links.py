@@ -129,7 +129,10 @@ def test_texts_of_links_are_read(visit, served, reading, said):
 
 
 def torch_close(found, expected):
-    return max(abs(float(a) - float(b)) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)) < 1e-6
+    return (
+        max(abs(float(a) - float(b)) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True))
+        < 1e-6
+    )
 
 
 def box(tab):

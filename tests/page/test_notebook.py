@@ -217,19 +217,19 @@ def test_a_text_that_is_typed_in_is_read_by_the_kernel(notebook):
 
 
 def test_keys_are_the_pages_in_it_and_the_notebooks_around_it(notebook):
-    kinds = "jupyterapp.shell.currentWidget.content.widgets.map((cell) => cell.model.type).join()"
+    cells = "jupyterapp.shell.currentWidget.content.widgets.length"
     notebook.run('w.view = "/heads"')
     notebook.drawn("heads")
-    notebook.select(0)
-    notebook.do("notebook:enter-command-mode")
-    notebook.output().get_by_role("link", name="Heads").focus()
-    notebook.tab.keyboard.press("2")  # to JupyterLab, a heading of the second level
+    notebook.output().get_by_role("link", name="Heads").click()
+    notebook.tab.keyboard.press("b")  # in JupyterLab: a new cell
+    notebook.tab.keyboard.press("2")
     notebook.drawn("pattern")
-    assert notebook.tab.evaluate(kinds) == "code,code,code"
+    assert notebook.tab.evaluate(cells) == len(CELLS)
     notebook.select(2)
     notebook.do("notebook:enter-command-mode")
+    notebook.tab.keyboard.press("b")
+    notebook.tab.wait_for_function(f"{cells} === {len(CELLS) + 1}")
     notebook.tab.keyboard.press("1")
-    notebook.tab.wait_for_function(f"{kinds} === 'code,code,markdown'")
     notebook.drawn("pattern")
 
 

@@ -43,9 +43,7 @@ def hovered(visit, steps=14):
     """What is said at places all over the map: by query and key the share as it is written, and the weight."""
     box, found = visit.tab.get_by_role("application").bounding_box(), {}
     for y, x in itertools.product(range(steps), repeat=2):
-        visit.tab.mouse.move(
-            box["x"] + box["width"] * (x + 0.5) / steps, box["y"] + box["height"] * (y + 0.5) / steps
-        )
+        visit.tab.mouse.move(box["x"] + box["width"] * (x + 0.5) / steps, box["y"] + box["height"] * (y + 0.5) / steps)
         said = visit.readout()
         pair = re.search(r"\((\d+)\) looks at \S+ \((\d+)\): (\S+)", said)
         if pair:
@@ -155,7 +153,16 @@ def test_lines_between_words(visit, served, reading, said, side):
         assert float(row["weight"]) == pytest.approx(
             float(expected[4, int(row["head"]), row["query"], row["key"]]), abs=1e-6
         )
-    assert {row["query_word"] for row in saved} == {"[CLS]", "The", "saccadic", "eye", "jumps", "unpredictably", ".", "[SEP]"}
+    assert {row["query_word"] for row in saved} == {
+        "[CLS]",
+        "The",
+        "saccadic",
+        "eye",
+        "jumps",
+        "unpredictably",
+        ".",
+        "[SEP]",
+    }
     table = rows(visit.saved("CSV"))
     assert [float(row["weight"]) for row in table] == pytest.approx([row["weight"] for row in saved])
 
@@ -209,7 +216,10 @@ def test_inside_a_head(visit, served, reading):
     # From the model itself: the output projection of each head's part, and what left the layer.
     projection = known.reader.model.encoder.layer[site].attention.output.dense
     each = torch.stack(
-        [part.double() @ output for part, output in zip(projection.weight.split(queries.shape[-1], 1), outputs, strict=True)]
+        [
+            part.double() @ output
+            for part, output in zip(projection.weight.split(queries.shape[-1], 1), outputs, strict=True)
+        ]
     )
     close(array["projected"], each.detach(), 2e-5)
     close(array["added"], (each.sum(0) + projection.bias.double()).detach(), 2e-5)
@@ -219,10 +229,14 @@ def test_inside_a_head(visit, served, reading):
     # Parts sum to it: so do their shadows on it.
     shadows = sum(part["length"] * part["cosine"] for part in numbers["parts"])
     assert shadows == pytest.approx(float(after.norm()), rel=1e-4)
-    assert f"gives “roses” (token 4) {100 * known.weights[site, head, query, key]:.1f}% of its attention" in visit.words()
+    assert (
+        f"gives “roses” (token 4) {100 * known.weights[site, head, query, key]:.1f}% of its attention" in visit.words()
+    )
 
     table = {(row["step"], row["item"]): float(row["number"]) for row in rows(visit.saved("CSV"))}
-    assert table["3", "weight of roses (token 4)"] == pytest.approx(float(known.weights[site, head, query, key]), abs=1e-6)
+    assert table["3", "weight of roses (token 4)"] == pytest.approx(
+        float(known.weights[site, head, query, key]), abs=1e-6
+    )
     assert table["2", "score"] == pytest.approx(float(scores[key]), abs=1e-5)
     assert table["3", "sum of all weights"] == pytest.approx(1, abs=1e-6)
 
@@ -243,7 +257,11 @@ def test_meaning(visit, served, reading):
     table = rows(visit.saved("CSV"))
     layers, occurrences, _ = found.similarity.shape
     assert len(table) == layers * occurrences
-    close([float(row["similarity to river"]) for row in table], found.similarity[..., found.senses.index("river")].flatten(), 1e-5)
+    close(
+        [float(row["similarity to river"]) for row in table],
+        found.similarity[..., found.senses.index("river")].flatten(),
+        1e-5,
+    )
 
 
 def test_cost(visit, served):
@@ -294,4 +312,11 @@ def test_pictures_of_views(visit, served, measured, view):
     assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
     assert float(drawing.get("width")) >= 300
     said = " ".join(" ".join(part.itertext()) for part in drawing.iter())
-    assert {"heads": "layer 5", "pattern": "roses", "lines": "roses", "inside": "roses", "meaning": "bank", "cost": "tokens"}[view] in said
+    assert {
+        "heads": "layer 5",
+        "pattern": "roses",
+        "lines": "roses",
+        "inside": "roses",
+        "meaning": "bank",
+        "cost": "tokens",
+    }[view] in said

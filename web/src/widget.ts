@@ -9,8 +9,7 @@ export function render({ model, el }: { model: WidgetModel; el: HTMLElement }): 
   const source = new WidgetSource(model);
   const frame = el.appendChild(document.createElement("div"));
   frame.className = "saccade-frame";
-  // JupyterLab looks for its shortcuts before a page hears of a key: "1" would turn the cell into a heading.
-  frame.dataset.lmSuppressShortcuts = "true";
+  frame.addEventListener("focusin", keepKeys);
   const measure = () => Object.assign(frame.style, { height: `${Number(model.get("height"))}px` });
   measure();
   model.on("change:height", measure);
@@ -21,6 +20,11 @@ export function render({ model, el }: { model: WidgetModel; el: HTMLElement }): 
     source.close();
     frame.remove();
   };
+}
+
+/** JupyterLab takes keys before a page hears of them ("b": a new cell), unless the very element they go to says so. */
+function keepKeys({ target }: FocusEvent): void {
+  (target as HTMLElement).dataset.lmSuppressShortcuts = "true";
 }
 
 /** The link is the widget's trait `view`, which Python reads and sets, and other displays of the widget. */
