@@ -3,13 +3,15 @@
 No server and no port: what the page asks (`saccade.explorer`) and what it is answered are messages of the widget, so it
 works wherever widgets do, on a remote kernel too.
 
-    page -> kernel    {id, kind: "question" or "job", name, parameters}, {id, kind: "cancel"}
-    kernel -> page    {id, kind: "progress", share, what}, {id, kind: "error", message},
-                      {id, kind: "result"} and a parcel
+    page -> kernel    {number, kind: "question" or "job", name, parameters}, {number, kind: "cancel"}
+    kernel -> page    {number, kind: "progress", share, what}, {number, kind: "error", message},
+                      {number, kind: "result"} and a parcel
 
 Questions are computed on threads, so that the kernel goes on meanwhile. But answers are sent by the thread that heard
 the question, on its event loop: not every notebook takes messages from others. While a cell runs, a kernel without
 subshells (ipykernel before 7) neither hears nor says anything.
+
+What numbers a question is not called "id": ipykernel keeps each of that name for ever, as if it waited for a reply.
 """
 
 from __future__ import annotations
@@ -83,9 +85,9 @@ class Widget(anywidget.AnyWidget):
 
     def _hear(self, _: Any, message: Any, buffers: Any) -> None:
         del buffers
-        if not isinstance(message, dict) or not isinstance(message.get("id"), str):
+        if not isinstance(message, dict) or not isinstance(message.get("number"), str):
             return
-        number, kind = message["id"], message.get("kind")
+        number, kind = message["number"], message.get("kind")
         if kind == "cancel":
             self._give_up(number)
         elif kind in ("question", "job") and number not in self._asked:
@@ -134,7 +136,7 @@ class Widget(anywidget.AnyWidget):
             message = self._sentence(error)
             say(lambda: self._tell(number, "error", message=message))
         else:
-            say(lambda: self.send({"id": number, "kind": "result"}, buffers=[content]))
+            say(lambda: self.send({"number": number, "kind": "result"}, buffers=[content]))
 
     def _sentence(self, error: Exception) -> str:
         if isinstance(error, SaccadeError):
@@ -143,7 +145,7 @@ class Widget(anywidget.AnyWidget):
         return f"Something went wrong in the kernel, by a mistake of Saccade: {type(error).__name__}: {error}"
 
     def _tell(self, number: str, kind: str, **said: Any) -> None:
-        self.send({"id": number, "kind": kind, **said})
+        self.send({"number": number, "kind": kind, **said})
 
 
 def _from_here() -> Say:

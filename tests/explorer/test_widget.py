@@ -43,11 +43,13 @@ class Page:
         self.widget._handle_custom_msg(message, [])
 
     def ask(self, number, kind, name, parameters=None):
-        self.say({"id": number, "kind": kind, "name": name, "parameters": parameters})
+        self.say({"number": number, "kind": kind, "name": name, "parameters": parameters})
 
     def told(self, number, kind):
         return [
-            (content, buffers) for content, buffers in self.heard if content == {**content, "id": number, "kind": kind}
+            (content, buffers)
+            for content, buffers in self.heard
+            if content == {**content, "number": number, "kind": kind}
         ]
 
     def wait(self, number, kind):
@@ -80,7 +82,7 @@ def echo(parameters, *_):
 def test_a_question_is_answered_with_a_parcel(opened):
     page = opened(tile=echo)
     page.ask("a-0", "question", "tile", {"level": 3})
-    assert page.wait("a-0", "result") == ({"id": "a-0", "kind": "result"}, [pack({"said": {"level": 3}})])
+    assert page.wait("a-0", "result") == ({"number": "a-0", "kind": "result"}, [pack({"said": {"level": 3}})])
     page.ask("a-1", "question", "tile", "junk")
     assert page.wait("a-1", "result")[1] == [pack({"said": {}})]
 
@@ -95,7 +97,7 @@ def test_a_job_says_how_far_it_is_but_not_too_often(opened):
     page.ask("a", "job", "cost")
     page.wait("a", "result")
     told = [content for content, _ in page.told("a", "progress")]
-    assert told[0] == {"id": "a", "kind": "progress", "share": 0.0, "what": "working"}
+    assert told[0] == {"number": "a", "kind": "progress", "share": 0.0, "what": "working"}
     assert len(told) < 100
 
 
@@ -105,12 +107,12 @@ def test_work_that_is_given_up_ends_and_is_not_answered(opened):
     page.ask("working", "job", "cost")
     held.wait_begun()
     page.ask("in the line", "job", "cost")
-    page.say({"id": "in the line", "kind": "cancel"})
+    page.say({"number": "in the line", "kind": "cancel"})
     assert list(page.widget._asked) == ["working"]
-    page.say({"id": "working", "kind": "cancel"})
+    page.say({"number": "working", "kind": "cancel"})
     assert held.given_up.wait(10)
     until(lambda: not page.widget._asked)
-    page.say({"id": "working", "kind": "cancel"})  # too late
+    page.say({"number": "working", "kind": "cancel"})  # too late
     page.ask("after", "question", "tile")
     page.wait("after", "result")
     assert not page.told("in the line", "result") + page.told("working", "result")
@@ -162,11 +164,11 @@ def test_errors_are_sentences(opened):
         7,
         [],
         {},
-        {"id": 7, "kind": "question", "name": "tile"},
-        {"id": "a"},
-        {"id": "a", "kind": "nothing", "name": "tile"},
-        {"id": "a", "kind": ["question"], "name": "tile"},
-        {"id": "nobody's", "kind": "cancel"},
+        {"number": 7, "kind": "question", "name": "tile"},
+        {"number": "a"},
+        {"number": "a", "kind": "nothing", "name": "tile"},
+        {"number": "a", "kind": ["question"], "name": "tile"},
+        {"number": "nobody's", "kind": "cancel"},
     ],
 )
 def test_junk_is_passed_over(opened, message):
@@ -174,7 +176,7 @@ def test_junk_is_passed_over(opened, message):
     page.say(message)
     page.ask("b", "question", "tile")
     page.wait("b", "result")
-    assert {content["id"] for content, _ in page.heard} == {"b"}
+    assert {content["number"] for content, _ in page.heard} == {"b"}
 
 
 def test_answers_are_sent_from_where_questions_were_heard(opened):

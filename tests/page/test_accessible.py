@@ -63,7 +63,7 @@ def test_views(visiting, served, measured, view, theme):
     assert found == {}
 
 
-def test_tour_and_errors(visit, served, measured):
+def test_tour_and_errors(visit, served):
     tab = visit.open(served.at("/heads?tour=1"))
     tab.get_by_role("region", name="Tour").wait_for()
     tab.get_by_role("button", name="Save", exact=True).click()

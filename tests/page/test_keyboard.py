@@ -1,4 +1,4 @@
-"""Without a mouse: the tour from its button to its end, pairs of a pattern, heads of the grid; focus is seen everywhere."""
+"""Without a mouse: the tour to its end, pairs of a pattern, heads of the grid; and the focus is seen everywhere."""
 
 import re
 

@@ -14,19 +14,19 @@ def keys(visit, dice):
         visit.tab.keyboard.press(dice.choice(names))
 
 
-def place(visit, dice):
+def place(dice):
     return dice.uniform(0, 1280), dice.uniform(160, 800)
 
 
 def zoom(visit, dice):
-    visit.tab.mouse.move(*place(visit, dice))
+    visit.tab.mouse.move(*place(dice))
     visit.tab.mouse.wheel(0, dice.choice((-600, -200, 300)))
 
 
 def drag(visit, dice):
-    visit.tab.mouse.move(*place(visit, dice))
+    visit.tab.mouse.move(*place(dice))
     visit.tab.mouse.down()
-    visit.tab.mouse.move(*place(visit, dice), steps=3)
+    visit.tab.mouse.move(*place(dice), steps=3)
     visit.tab.mouse.up()
 
 
@@ -66,7 +66,8 @@ def size(visit, dice):
 
 
 def back(visit, dice):
-    visit.tab.evaluate("() => history.length > 3 && history.back()")
+    for _ in range(dice.randrange(1, 3)):
+        visit.tab.evaluate("() => history.length > 3 && history.back()")
 
 
 ACTIONS = {keys: 6, zoom: 5, drag: 3, edit: 2, look: 8, size: 1, back: 1}

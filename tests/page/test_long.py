@@ -1,4 +1,4 @@
-"""A long trace: from the whole context down to one pair of tokens, by wheel, buttons and keys; each number against float64."""
+"""A long trace, from the whole context down to one pair of tokens by wheel, buttons and keys; numbers against float64."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What the page fetches: from its server only (each tab of each test is checked, see `Visit.check`), and little at first."""
+"""What the page fetches: little at first. That it asks its own server only, `Visit.check` sees to in every test."""
 
 import gzip
 

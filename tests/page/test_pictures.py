@@ -1,9 +1,10 @@
 """How views look, compared with small pictures that were looked at by a person.
 
 A picture is the window, scaled down so far that the smoothing of edges hardly matters, in a font that is the same
-everywhere (with another one, lines break elsewhere), with lists of texts as wide whatever other tests have had read. What may differ: its mean, and the block that differs most; a screen
-of twice the pixels stays below half of both. What is missing, or has the wrong colours, differs by more, and tests
-below show that. `SACCADE_NEW_PICTURES=1` writes the pictures anew.
+everywhere (with another one, lines break elsewhere), with lists as wide whatever texts other tests have had read. What
+may differ: its mean, and the block that differs most; a screen of twice the pixels stays below half of both. What is
+missing, or has the wrong colours, differs by more, and tests below show that. `SACCADE_NEW_PICTURES=1` writes the
+pictures anew.
 """
 
 import base64
@@ -22,7 +23,7 @@ IN_THAT_FONT = """
     const bytes = Uint8Array.from(atob('%s'), character => character.charCodeAt(0));
     document.fonts.add(new FontFace('Fixed', bytes.buffer));
     const sheet = new CSSStyleSheet();
-    sheet.replaceSync('* { font-family: Fixed !important } section[aria-label=Text] select { width: 14rem !important }');
+    sheet.replaceSync('* { font-family: Fixed !important } [aria-label=Text] select { width: 14rem !important }');
     document.adoptedStyleSheets = [sheet];
 """
 SIZE, BLOCK = (160, 100), 5  # pixels

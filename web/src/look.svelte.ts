@@ -94,8 +94,8 @@ const rectangle: Field<Rectangle> = {
 /** Every field of a link, by its name there. */
 const FIELDS = {
   /** The text that is looked at, and one beside it. */
-  text: { ...string(), first: "0" },
-  beside: nullable(string()),
+  text: { ...string(30_000), first: "0" },
+  beside: nullable(string(30_000)),
   /** The attention call and the head. */
   site: count(),
   head: head("mean"),
@@ -218,9 +218,12 @@ export class Look {
     return print({ ...this.at, ...change });
   }
 
+  /** Look at what the link says; one that says odd things is put right, so that what is copied is what is seen. */
   private reread(): void {
-    this.known = this.link.read();
-    Object.assign(this.at, parse(this.known));
+    const said = this.link.read();
+    Object.assign(this.at, parse(said));
+    this.known = print(this.at);
+    if (this.known !== said) this.link.write(this.known, false);
   }
 }
 

@@ -19,7 +19,7 @@ export interface Offer {
 }
 
 const KEY = Symbol("saccade");
-const LONGEST_IN_LINK = 1000; // characters of a text
+const LONGEST_IN_LINK = 10_000; // characters of a text
 const MOST_TYPED = 20; // texts; a source keeps a few more
 
 /** What all parts of a page share. */
@@ -35,6 +35,8 @@ export class Shared {
   });
   /** What the open view can be saved as; null while it is being drawn. */
   offered: Offer | null = $state.raw(null);
+  /** The element that the page is in. */
+  root: HTMLElement | undefined;
   private readonly typed = new Set<string>();
   private readonly kept = new Map<string, Promise<unknown>>();
 
@@ -68,10 +70,11 @@ export class Shared {
     return Math.max(Math.min(this.look.at.site, this.text.sites.length - 1), 0);
   }
 
-  /** The head that is looked at, which the link may overstep. */
+  /** The head that is looked at, which the link may overstep; the first one where there is no mean to be had. */
   get head(): number | "mean" {
     const head = this.look.at.head;
-    return head === "mean" ? head : Math.min(head, this.site.heads.length - 1);
+    if (head === "mean") return hasMean(this.site) ? head : 0;
+    return Math.min(head, this.site.heads.length - 1);
   }
 
   /** A text by its name in a link: its id, or "~" and the text itself. */
@@ -91,6 +94,14 @@ export class Shared {
     const leaving = typed.length >= MOST_TYPED ? typed[0] : undefined;
     this.typed.add(text.id);
     this.about = { ...this.about, texts: [...kept.filter((known) => known !== leaving), text] };
+  }
+
+  /** Whether a key is meant for this page: of a notebook it has only a part, and nobody types into a field. */
+  hears(event: KeyboardEvent): boolean {
+    const { target } = event;
+    if (event.ctrlKey || event.metaKey || event.altKey) return false;
+    if (!this.linked && !(target instanceof Node && this.root?.contains(target))) return false;
+    return !(target instanceof Element && target.closest("input, textarea, select, [contenteditable]"));
   }
 
   /** Let a view say what it can be saved as. */
@@ -122,6 +133,11 @@ export class Shared {
     asked.catch(() => this.kept.delete(name));
     return asked;
   }
+}
+
+/** Whether the mean of a site's heads can be had: maps of each head's largest weights do not give it. */
+export function hasMean({ exact, map, heads }: SiteInfo): boolean {
+  return exact || heads.length === 1 || (map !== null && map.reduce !== "max");
 }
 
 /** To be called once, by the component at the root. */

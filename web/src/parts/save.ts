@@ -27,9 +27,10 @@ export function svgOf(drawing: SVGSVGElement): string {
   const copies = [copy, ...copy.querySelectorAll<SVGElement>("*")];
   originals.forEach((original, i) => {
     const style = getComputedStyle(original);
-    const said = STYLES.map((name) => `${name}:${style.getPropertyValue(name)}`).join(";");
     const made = copies[i] as SVGElement;
-    made.setAttribute("style", said);
+    // As attributes: a style in the drawing's text is what the page's own policy forbids.
+    for (const name of STYLES) made.setAttribute(name, style.getPropertyValue(name));
+    made.removeAttribute("style");
     made.removeAttribute("class");
   });
   const { width, height } = drawing.getBoundingClientRect();

@@ -3,7 +3,7 @@ import { expect, test, vi } from "vitest";
 import { SourceError } from "./contract";
 import { type WidgetModel, WidgetSource } from "./widget";
 
-type Sent = { id: string; kind: string; name?: string; parameters?: unknown };
+type Sent = { number: string; kind: string; name?: string; parameters?: unknown };
 type Heard = (message: unknown, buffers?: unknown[]) => void;
 
 function kernel() {
@@ -42,7 +42,7 @@ function within(bytes: ArrayBuffer): Uint8Array {
 }
 
 const ANSWER = { model: "tiny", values: { data: new Float32Array([1, 2]), shape: [2] } };
-const idOf = (sent: Sent[], place = 0) => (sent[place] as Sent).id;
+const numberOf = (sent: Sent[], place = 0) => (sent[place] as Sent).number;
 
 test("a question and its answer, however the notebook hands over bytes", async () => {
   const { model, sent, say } = kernel();
@@ -52,7 +52,7 @@ test("a question and its answer, however the notebook hands over bytes", async (
   for (const [place, buffer] of kinds.entries()) {
     const answer = source.ask("tokens", { text: "0", sequence: "a" });
     expect(sent[place]).toMatchObject({ kind: "question", name: "tokens", parameters: { text: "0", sequence: "a" } });
-    say({ id: idOf(sent, place), kind: "result" }, buffer);
+    say({ number: numberOf(sent, place), kind: "result" }, buffer);
     expect(await answer).toEqual(ANSWER);
   }
 });
@@ -62,9 +62,9 @@ test("answers that overtake each other", async () => {
   const source = new WidgetSource(model);
   const first = source.ask("heads", { text: "0" });
   const second = source.ask("heads", { text: "1" });
-  say({ id: idOf(sent, 1), kind: "result" }, parcel());
+  say({ number: numberOf(sent, 1), kind: "result" }, parcel());
   expect(await second).toEqual(ANSWER);
-  say({ id: idOf(sent, 0), kind: "error", message: "There is no text 0." });
+  say({ number: numberOf(sent, 0), kind: "error", message: "There is no text 0." });
   await expect(first).rejects.toThrow(new SourceError("There is no text 0."));
 });
 
@@ -73,10 +73,10 @@ test("a job says how far it is", async () => {
   const progress = vi.fn();
   const found = new WidgetSource(model).run("cost", {}, { progress });
   expect(sent[0]).toMatchObject({ kind: "job", name: "cost" });
-  say({ id: idOf(sent), kind: "progress", share: 0.5, what: "measuring" });
-  say({ id: idOf(sent), kind: "result" }, parcel());
+  say({ number: numberOf(sent), kind: "progress", share: 0.5, what: "measuring" });
+  say({ number: numberOf(sent), kind: "result" }, parcel());
   expect(await found).toEqual(ANSWER);
-  say({ id: idOf(sent), kind: "progress", share: 1, what: "late" });
+  say({ number: numberOf(sent), kind: "progress", share: 1, what: "late" });
   expect(progress.mock.calls).toEqual([[{ share: 0.5, what: "measuring" }]]);
 });
 
@@ -87,8 +87,8 @@ test("what is given up is given up on both sides, and its answer is not missed",
   const answer = source.ask("heads", { text: "0" }, controller.signal);
   controller.abort();
   await expect(answer).rejects.toMatchObject({ name: "AbortError" });
-  expect(sent.slice(1)).toEqual([{ id: idOf(sent), kind: "cancel" }]);
-  say({ id: idOf(sent), kind: "result" }, parcel());
+  expect(sent.slice(1)).toEqual([{ number: numberOf(sent), kind: "cancel" }]);
+  say({ number: numberOf(sent), kind: "result" }, parcel());
   await expect(source.ask("heads", { text: "0" }, controller.signal)).rejects.toMatchObject({ name: "AbortError" });
   expect(sent).toHaveLength(2);
 });
@@ -97,7 +97,7 @@ test("what is answered is not given up any more", async () => {
   const { model, sent, say } = kernel();
   const controller = new AbortController();
   const answer = new WidgetSource(model).ask("heads", { text: "0" }, controller.signal);
-  say({ id: idOf(sent), kind: "result" }, parcel());
+  say({ number: numberOf(sent), kind: "result" }, parcel());
   await answer;
   controller.abort();
   expect(sent).toHaveLength(1);
@@ -107,9 +107,9 @@ test("two displays of one widget keep their answers apart", async () => {
   const { model, sent, say } = kernel();
   const [one, other] = [new WidgetSource(model), new WidgetSource(model)];
   const answers = [one.ask("document", {}), other.ask("document", {})];
-  expect(idOf(sent, 0)).not.toBe(idOf(sent, 1));
-  say({ id: idOf(sent, 1), kind: "error", message: "for the other" });
-  say({ id: idOf(sent, 0), kind: "result" }, parcel());
+  expect(numberOf(sent, 0)).not.toBe(numberOf(sent, 1));
+  say({ number: numberOf(sent, 1), kind: "error", message: "for the other" });
+  say({ number: numberOf(sent, 0), kind: "result" }, parcel());
   expect(await answers[0]).toEqual(ANSWER);
   await expect(answers[1]).rejects.toThrow("for the other");
 });
@@ -120,7 +120,7 @@ test("a display that is taken away leaves nothing behind", async () => {
   const answer = source.run("roles", { text: "0" });
   source.close();
   await expect(answer).rejects.toMatchObject({ name: "AbortError" });
-  expect(sent.at(-1)).toEqual({ id: idOf(sent), kind: "cancel" });
+  expect(sent.at(-1)).toEqual({ number: numberOf(sent), kind: "cancel" });
   expect(heard.size).toBe(0);
 });
 
@@ -128,19 +128,19 @@ test("an answer without bytes, or with others than ours, is an error that says s
   const { model, sent, say } = kernel();
   const source = new WidgetSource(model);
   const bare = source.ask("document", {});
-  say({ id: idOf(sent), kind: "result" });
+  say({ number: numberOf(sent), kind: "result" });
   await expect(bare).rejects.toThrow("The kernel failed.");
   const torn = source.ask("document", {});
-  say({ id: idOf(sent, 1), kind: "result" }, parcel().slice(0, 20));
+  say({ number: numberOf(sent, 1), kind: "result" }, parcel().slice(0, 20));
   await expect(torn).rejects.toThrow("cannot be read");
   await expect(torn).rejects.toBeInstanceOf(SourceError);
 });
 
-test("no two pages have the same ids, even where there is no secure context", async () => {
+test("no two pages have the same numbers, even where there is no secure context", async () => {
   vi.stubGlobal("crypto", undefined); // a notebook server that is reached over plain HTTP
   const { model, sent } = kernel();
   void new WidgetSource(model).ask("document", {});
   void new WidgetSource(model).ask("document", {});
   vi.unstubAllGlobals();
-  expect(idOf(sent, 0)).not.toBe(idOf(sent, 1));
+  expect(numberOf(sent, 0)).not.toBe(numberOf(sent, 1));
 });

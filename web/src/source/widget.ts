@@ -1,7 +1,7 @@
 /**
  * Answers from a notebook's kernel, as messages of the widget (`src/saccade/jupyter.py` is the other end).
  *
- * All displays of a widget share one model, and each hears what the others are told: an id says whose it is.
+ * All displays of a widget share one model, and each hears what the others are told: the number says whose it is.
  */
 import { type Jobs, type Progress, type Questions, type Source, SourceError } from "./contract";
 import { unpack } from "./parcel";
@@ -16,7 +16,7 @@ export interface WidgetModel {
   save_changes(): void;
 }
 
-type Message = { id: string; kind: "progress" | "result" | "error"; message?: string } & Partial<Progress>;
+type Message = { number: string; kind: "progress" | "result" | "error"; message?: string } & Partial<Progress>;
 
 interface Waiting {
   done: (answer: unknown) => void;
@@ -52,7 +52,8 @@ export class WidgetSource implements Source {
   /** Stop listening; what still waits is given up on both sides. */
   close(): void {
     this.model.off("msg:custom", this.hear as never);
-    for (const id of [...this.waiting.keys()]) this.giveUp(id, new DOMException("The widget is gone.", "AbortError"));
+    for (const number of [...this.waiting.keys()])
+      this.giveUp(number, new DOMException("The widget is gone.", "AbortError"));
   }
 
   private async send<T>(
@@ -63,34 +64,34 @@ export class WidgetSource implements Source {
     progress?: (progress: Progress) => void,
   ): Promise<T> {
     signal?.throwIfAborted();
-    const id = this.mine + this.sent++;
-    const abort = () => this.giveUp(id, signal?.reason as Error);
+    const number = this.mine + this.sent++;
+    const abort = () => this.giveUp(number, signal?.reason as Error);
     signal?.addEventListener("abort", abort);
     try {
       return await new Promise<T>((done, failed) => {
-        this.waiting.set(id, { done: done as (answer: unknown) => void, failed, progress });
-        this.model.send({ id, kind, name, parameters });
+        this.waiting.set(number, { done: done as (answer: unknown) => void, failed, progress });
+        this.model.send({ number, kind, name, parameters });
       });
     } finally {
       signal?.removeEventListener("abort", abort);
     }
   }
 
-  private giveUp(id: string, reason: Error): void {
-    const waiting = this.waiting.get(id);
-    if (!this.waiting.delete(id)) return;
-    this.model.send({ id, kind: "cancel" });
+  private giveUp(number: string, reason: Error): void {
+    const waiting = this.waiting.get(number);
+    if (!this.waiting.delete(number)) return;
+    this.model.send({ number, kind: "cancel" });
     waiting?.failed(reason);
   }
 
   private readonly hear = (message: Message, buffers?: (ArrayBuffer | ArrayBufferView)[]): void => {
-    const waiting = this.waiting.get(message.id);
+    const waiting = this.waiting.get(message.number);
     if (!waiting) return;
     if (message.kind === "progress") {
       waiting.progress?.({ share: message.share ?? 0, what: message.what ?? "" });
       return;
     }
-    this.waiting.delete(message.id);
+    this.waiting.delete(message.number);
     const parcel = buffers?.[0];
     if (message.kind === "error" || !parcel) waiting.failed(new SourceError(message.message ?? "The kernel failed."));
     else settle(waiting, parcel);

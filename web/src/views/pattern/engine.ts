@@ -187,8 +187,8 @@ export class Engine {
     }
     this.spec = spec;
     if (this.pointed) this.pointAt(0, null);
-    this.main = spec.maps.map((map) => shown(map, this.main));
-    this.small = spec.small.map((map) => shown(map, this.small));
+    this.main = spec.maps.map((map, i) => shown(map, this.main, i));
+    this.small = spec.small.map((map, i) => shown(map, this.small, i));
     this.arrange();
     if (moved) this.forgetSums();
     this.rescale();
@@ -757,14 +757,15 @@ export class Engine {
   }
 }
 
-function shown(spec: MapSpec, before: readonly Shown[]): Shown {
+/** A map that is to be shown, in the place of one before it: where it is seen through the same window, in the same box. */
+function shown(spec: MapSpec, before: readonly Shown[], place: number): Shown {
   const { extent } = spec.subject;
   const box = { left: 0, top: 0, width: 1, height: 1 };
   const same = before.find((map) => nameOf(map.spec.subject) === nameOf(spec.subject));
   return {
     spec,
     extent,
-    box: same?.box ?? box,
+    box: same?.box ?? before[place]?.box ?? box,
     window: same?.window ?? { x: 0, y: 0, sx: 1, sy: 1 },
     level: 0,
     signature: "",

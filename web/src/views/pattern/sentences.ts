@@ -7,10 +7,14 @@ import type { Cell } from "./facts";
 /** The tokens along a side; null: not known. */
 export type Labels = readonly string[] | null;
 
+const LONGEST = 40; // characters of a token in a sentence
+
 /** "river (2)", or "token 2". */
 export function tokenName(labels: Labels, position: number): string {
   const label = labels?.[position];
-  return label === undefined ? `token ${position.toLocaleString("en")}` : `${label} (${position.toLocaleString("en")})`;
+  const at = position.toLocaleString("en");
+  if (label === undefined) return `token ${at}`;
+  return `${label.length > LONGEST ? `${label.slice(0, LONGEST - 1)}…` : label} (${at})`;
 }
 
 /** "128–255", or one token's name. */

@@ -49,6 +49,11 @@ export function hasMap(info: SiteInfo): boolean {
   return info.queries > 0 && info.keys > 0 && (info.exact || info.map !== null);
 }
 
+/** Whether the map that was kept has a cell for each pair: then it holds the weights themselves. */
+export function isWhole({ map, queries, keys }: SiteInfo): boolean {
+  return map !== null && map.cells[0] === queries && map.cells[1] === keys;
+}
+
 /** "layer 3, head 5". */
 export function placeName(text: TextInfo, { site, head }: Place): string {
   const info = text.sites[site];
