@@ -14,9 +14,14 @@ export const VIEW_NAMES: Record<View, { name: string; says: string }> = {
   cost: { name: "Cost", says: "What attention costs as the context grows." },
 };
 
+/** "1 head", "12 heads". */
+export function counted(count: number, one: string): string {
+  return `${count} ${one}${count === 1 ? "" : "s"}`;
+}
+
 /** "head 5", by the model's own number, or "mean of 12 heads". */
 export function headName(site: SiteInfo, head: Head): string {
-  return head === "mean" ? `mean of ${site.heads.length} heads` : `head ${site.heads[head] ?? head}`;
+  return head === "mean" ? `mean of ${counted(site.heads.length, "head")}` : `head ${site.heads[head] ?? head}`;
 }
 
 /** A weight as a percentage; a trace of weight is never rounded to nothing. */

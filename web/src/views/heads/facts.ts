@@ -1,7 +1,7 @@
 /** What is known of heads: their statistics and roles, their order by one of them, and what all of it says in words. */
 import type { Place } from "../../look.svelte";
 import { listed } from "../../model/words";
-import { number, percent } from "../../parts/names";
+import { counted, number, percent } from "../../parts/names";
 import type { HeadsAnswer, RolesAnswer, TextInfo } from "../../source/contract";
 
 type Statistic = HeadsAnswer["statistics"][number];
@@ -59,7 +59,8 @@ export function written(statistic: Statistic, value: number): string {
   if (!Number.isFinite(value)) return "not known";
   if (statistic.unit === "" && statistic.most <= 1.0001) return percent(value);
   const said = value > 0 && value < 0.001 ? "<0.001" : number(value);
-  return `${said}${statistic.unit ? ` ${statistic.unit}` : ""}`;
+  const unit = statistic.unit === "tokens" && said === "1" ? "token" : statistic.unit;
+  return `${said}${unit ? ` ${unit}` : ""}`;
 }
 
 /** Where a value is between the ends of its scale, 0 to 1; null if it is not known. */
@@ -107,7 +108,7 @@ export function roleCounts({ roles }: Facts): Map<string, number> {
 export function nameOf({ text }: Facts, { site, head }: Place): string {
   const of = text.sites[site];
   return head === "mean"
-    ? `${of?.label}, mean of ${of?.heads.length} heads`
+    ? `${of?.label}, mean of ${counted(of?.heads.length ?? 0, "head")}`
     : `${of?.label}, head ${of?.heads[head] ?? head}`;
 }
 
@@ -122,27 +123,36 @@ export function described(facts: Facts, place: Place): string {
 export function summary(facts: Facts): string {
   const { text } = facts;
   const heads = text.sites.reduce((sum, site) => sum + site.heads.length, 0);
-  const said = [`${text.name}: ${heads} heads in ${text.sites.length} attention calls.`];
+  const said = [`${text.name}: ${counted(heads, "head")} in ${counted(text.sites.length, "attention call")}.`];
   const entropy = statisticOf(facts, "entropy");
   const spread = ordered(facts, "entropy").filter((place) => Number.isFinite(worthOf(facts, place, entropy)));
-  const [most, least] = [spread[0], spread.at(-1)];
-  if (entropy >= 0 && most && least) {
-    const tell = (place: Place) =>
-      `${nameOf(facts, place)} (${written(facts.heads.statistics[entropy] as Statistic, worthOf(facts, place, entropy))})`;
-    said.push(`Weight is most spread in ${tell(most)} and least in ${tell(least)}.`);
-  }
+  if (entropy >= 0 && spread.length) said.push(spreadOf(facts, entropy, spread));
   const sink = statisticOf(facts, "sink");
   const mostly = spread.filter((place) => worthOf(facts, place, sink) > 0.5).length;
-  if (sink >= 0) said.push(`${mostly} of them put more than half of their weight on the first and special tokens.`);
+  if (sink >= 0 && heads === 1)
+    said.push(`It puts ${mostly ? "more" : "no more"} than half of its weight on the first and special tokens.`);
+  else if (sink >= 0)
+    said.push(
+      `${mostly} of them ${mostly === 1 ? "puts more than half of its" : "put more than half of their"} weight on the first and special tokens.`,
+    );
   const counts = [...roleCounts(facts)].sort((a, b) => b[1] - a[1]);
   if (counts.length)
     said.push(
-      `Roles: ${listed(
+      `A head’s role is where its weight stands out most from equal weights, be it less than half of it: ${listed(
         counts.map(([role, count]) => `${role} ${count}`),
         9,
       )}.`,
     );
   return said.join(" ");
+}
+
+/** Where weight is most spread and where least, of heads in that order. */
+function spreadOf(facts: Facts, entropy: number, spread: readonly Place[]): string {
+  const [most, least] = [spread[0] as Place, spread.at(-1) as Place];
+  const value = (place: Place) => written(facts.heads.statistics[entropy] as Statistic, worthOf(facts, place, entropy));
+  if (spread.length === 1) return `The entropy of ${nameOf(facts, most)} is ${value(most)}.`;
+  if (value(most) === value(least)) return `Weight is equally spread in all of them (${value(most)}).`;
+  return `Weight is most spread in ${nameOf(facts, most)} (${value(most)}) and least in ${nameOf(facts, least)} (${value(least)}).`;
 }
 
 /** Columns and rows of a table of all heads. */

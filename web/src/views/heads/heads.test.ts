@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { headName } from "../../parts/names";
 import type { HeadsAnswer, RolesAnswer, SiteInfo, TextInfo } from "../../source/contract";
 import {
   alignedScales,
@@ -129,7 +130,34 @@ describe("facts", () => {
       "most spread in layer 0, head 1 (2.5 nats) and least in layer 0, head 0 (0.5 nats)",
     );
     expect(summary(facts)).toContain("2 of them put more than half");
-    expect(summary(facts)).toContain("Roles: previous 2 and first 1.");
+    expect(summary(facts)).toContain(
+      "stands out most from equal weights, be it less than half of it: previous 2 and first 1.",
+    );
+  });
+  test("words where there is one of all", () => {
+    const statistics = [
+      ...heads.statistics,
+      { name: "distance", label: "distance looked", unit: "tokens", least: 0, most: 9 },
+    ];
+    const one: Facts = {
+      text: { ...text, sites: [site("layer 0", [0])] },
+      heads: { ...heads, statistics, values: { data: Float32Array.from([1.42, 0.4, 1]), shape: [1, 1, 3] } },
+      roles: null,
+    };
+    expect(summary(one)).toBe(
+      "A text: 1 head in 1 attention call. The entropy of layer 0, head 0 is 1.42 nats. It puts no more than half of its weight on the first and special tokens.",
+    );
+    expect(described(one, { site: 0, head: "mean" })).toBe(
+      "layer 0, mean of 1 head, entropy 1.42 nats, weight on first 40%, distance looked 1 token",
+    );
+    expect(headName(one.text.sites[0] as SiteInfo, "mean")).toBe("mean of 1 head");
+  });
+  test("heads that are alike to the printed digits: none is least", () => {
+    const values = { data: Float32Array.from([1.4201, 0.6, 1.4199, 0.4]), shape: [1, 2, 2] };
+    const alike = { ...facts, text: { ...text, sites: [site("layer 0", [0, 1])] }, heads: { ...heads, values } };
+    expect(summary(alike)).toContain(
+      "Weight is equally spread in all of them (1.42 nats). 1 of them puts more than half of its",
+    );
   });
   test("a table by the model's own numbers", () => {
     const { columns, rows } = tableOf(facts);
@@ -139,7 +167,7 @@ describe("facts", () => {
 });
 
 describe("layout", () => {
-  const plan = matrix([3, 2], 500, 60);
+  const plan = matrix([3, 2], { width: 500, height: 400 }, 60);
 
   test("a matrix has the mean first, and shorter rows", () => {
     expect(plan.rows).toEqual([
@@ -166,13 +194,21 @@ describe("layout", () => {
     expect(moved(plan, 0, "x", false)).toBe(null);
   });
   test("many heads stay large enough to be hit, wider than the window if need be", () => {
-    const many = matrix(new Array<number>(48).fill(32), 336, 30);
+    const many = matrix(new Array<number>(48).fill(32), { width: 336, height: 400 }, 30);
     expect(many.pitch).toBe(20);
     expect(many.width).toBeGreaterThan(336);
   });
+  test("cells grow in a large window, as far as all layers fit into it", () => {
+    const layers = (count: number) => new Array<number>(count).fill(12);
+    const pitch = (count: number, width: number, height: number) => matrix(layers(count), { width, height }, 70).pitch;
+    expect(pitch(6, 3700, 1800)).toBe(200);
+    expect(pitch(6, 3700, 900)).toBe(Math.floor((900 - 22) / 6));
+    expect(pitch(24, 3700, 900)).toBe(104);
+    expect(pitch(6, 1240, 1800)).toBe(Math.floor((1240 - 80) / 13));
+  });
   test("a flow fills rows in order", () => {
     const order = Array.from({ length: 10 }, (_, head) => ({ site: 0, head }));
-    const flowing = flow(order, 400);
+    const flowing = flow(order, { width: 400, height: 400 });
     expect(flowing.rows.flat()).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
     expect(flowing.width).toBeLessThanOrEqual(400);
     expect(flowing.named).toBe(true);

@@ -25,20 +25,30 @@ export interface Plan {
   readonly height: number;
 }
 
-const [SMALLEST, LARGEST] = [20, 104];
+const [SMALLEST, LARGE, LARGEST] = [20, 104, 200];
+/** Cells grow beyond LARGE where the window is high enough for so many rows of a flow; of a matrix for all of its rows. */
+const ROWS = 6;
 /** Between the mean of a layer and its heads. */
 const APART = 10;
 const NAME = 16;
 /** Cells at least so large have their names below. */
 const NAMED_FROM = 44;
-/** What a flow should fill, if the window is wide. */
+/** Beside cells at least so large, text is larger too. */
+export const LARGE_TEXT_FROM = 130;
+/** What a flow should fill at least, if the window is wide. */
 const FILLED = 620;
 
+/** What the window has for the heads. */
+export interface Room {
+  readonly width: number;
+  readonly height: number;
+}
+
 /** Rows are layers, columns heads; the first column is the layer's mean. `heads`: how many each site has. `framed`: frames have a meaning, and room. */
-export function matrix(heads: readonly number[], width: number, left: number, framed = true): Plan {
+export function matrix(heads: readonly number[], { width, height }: Room, left: number, framed = true): Plan {
   const columns = Math.max(0, ...heads);
-  const pitch = clamped(Math.floor((width - left - APART) / (columns + 1)));
   const above = 22;
+  const pitch = clamped((width - left - APART) / (columns + 1), (height - above) / heads.length);
   const shape = { ...sizes(pitch, framed), pitch, rise: pitch, left, above, named: false };
   const cells: Cell[] = [];
   const rows = heads.map((count, site) => {
@@ -52,8 +62,8 @@ export function matrix(heads: readonly number[], width: number, left: number, fr
 }
 
 /** One head after the other, row by row. */
-export function flow(order: readonly Place[], width: number, framed = true): Plan {
-  const pitch = clamped(Math.floor(Math.sqrt((width * FILLED) / Math.max(order.length, 1))));
+export function flow(order: readonly Place[], { width, height }: Room, framed = true): Plan {
+  const pitch = clamped(Math.sqrt((width * Math.max(FILLED, height)) / Math.max(order.length, 1)), height / ROWS);
   const named = pitch >= NAMED_FROM;
   const columns = Math.max(1, Math.floor(width / pitch));
   const rise = pitch + (named ? NAME : 0);
@@ -77,8 +87,10 @@ export function flow(order: readonly Place[], width: number, framed = true): Pla
   };
 }
 
-function clamped(pitch: number): number {
-  return Math.min(Math.max(pitch, SMALLEST), LARGEST);
+/** A pitch that is no larger than is good to look at; `high`: how high the window lets a row be. */
+function clamped(pitch: number, high: number): number {
+  const most = Math.min(Math.max(LARGE, high), LARGEST);
+  return Math.floor(Math.min(Math.max(pitch, SMALLEST), most));
 }
 
 function sizes(pitch: number, framed: boolean): { size: number; frame: number } {

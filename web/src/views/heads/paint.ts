@@ -181,7 +181,7 @@ function shortName(facts: Facts, { site, head }: Cell, { pitch }: Plan, { value 
     facts.heads.statistics[statistic] as Facts["heads"]["statistics"][number],
     worthOf(facts, { site, head }, statistic),
   );
-  return `${name}  ${said.replace(/ (nats|tokens)$/, "")}`;
+  return `${name}  ${said.replace(/ (nats|tokens?)$/, "")}`;
 }
 
 export function css(colour: RGB): string {
