@@ -40,7 +40,7 @@ class Page:
         monkeypatch.setattr(widget, "send", lambda content, buffers=None: self.heard.append((content, buffers)))
 
     def say(self, message):
-        self.widget._handle_custom_msg(message, [])
+        self.widget._hear(self.widget, message, [])  # ipywidgets would only log what is raised here
 
     def ask(self, number, kind, name, parameters=None):
         self.say({"number": number, "kind": kind, "name": name, "parameters": parameters})
@@ -81,7 +81,8 @@ def echo(parameters, *_):
 
 def test_a_question_is_answered_with_a_parcel(opened):
     page = opened(tile=echo)
-    page.ask("a-0", "question", "tile", {"level": 3})
+    asked = {"number": "a-0", "kind": "question", "name": "tile", "parameters": {"level": 3}}
+    page.widget._handle_custom_msg(asked, [])
     assert page.wait("a-0", "result") == ({"number": "a-0", "kind": "result"}, [pack({"said": {"level": 3}})])
     page.ask("a-1", "question", "tile", "junk")
     assert page.wait("a-1", "result")[1] == [pack({"said": {}})]
@@ -117,6 +118,17 @@ def test_work_that_is_given_up_ends_and_is_not_answered(opened):
     page.wait("after", "result")
     assert not page.told("in the line", "result") + page.told("working", "result")
     assert not held.begun.acquire(blocking=False)  # what was given up in the line never began
+
+
+def test_a_number_is_asked_once(opened):
+    held = Held()
+    page = opened(tile=held)
+    page.ask("a", "question", "tile")
+    page.ask("a", "question", "tile")
+    held.wait_begun()
+    assert not held.begun.acquire(timeout=0.1)
+    held.let_go.set()
+    page.wait("a", "result")
 
 
 def test_a_long_job_keeps_no_question_waiting(opened):

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, WIDE
 
+PATIENCE = 60_000  # ms; these machines are slow at times
 SETTINGS = {"notification": {"fetchNews": "false", "checkForUpdates": False}}
 UNUSED = {"jupyter_lsp": False, "jupyter_server_terminals": False, "notebook_shim": False}
 ITS_OWN = re.compile("Failed to load resource")  # what JupyterLab says about that
@@ -165,7 +165,9 @@ def notebook(chromium, tmp_path_factory):
     """The notebook after its first cell was run."""
     lab = Lab(tmp_path_factory.mktemp("lab"))
     try:
-        context = chromium.new_context(viewport=WIDE, color_scheme="light", accept_downloads=True)
+        context = chromium.new_context(
+            viewport={"width": 1280, "height": 800}, color_scheme="light", accept_downloads=True
+        )
         opened = Notebook(context.new_page(), lab)
         opened.run_cell(0)
         opened.drawn("pattern")
