@@ -57,4 +57,10 @@ def check_bank(said: str, printed: list[str], folder: Path) -> None:
         assert (ROOT / f"docs/images/bank-{picture}").is_file()  # `make docs` has drawn it
 
 
-CHECKS = {"65536-tokens": check_long, "bank": check_bank}
+def check_notebook(said: str, printed: list[str], folder: Path) -> None:
+    del said
+    assert printed == ["/pattern?site=2&head=5", "torch.Size([8, 8])"]
+    assert (folder / "story.zarr").is_dir()
+
+
+CHECKS = {"65536-tokens": check_long, "bank": check_bank, "notebook": check_notebook}

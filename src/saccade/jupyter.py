@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from saccade.errors import ArgumentError, MissingExtraError, SaccadeError
 from saccade.explorer import page
 from saccade.explorer.explorer import Explorer
+from saccade.explorer.opening import example_texts, is_trace
 from saccade.explorer.parcel import pack
 from saccade.explorer.work import Cancelled, go_on
 
@@ -227,7 +227,7 @@ def _explorer(what: Any, text: str | None, model: Any, tokenizer: Any) -> Explor
     trace = None
     if isinstance(what, Trace):
         trace = what
-    elif isinstance(what, Path) or (isinstance(what, str) and _is_trace(what)):
+    elif isinstance(what, Path) or (isinstance(what, str) and is_trace(what)):
         trace = open_trace(what)
     elif isinstance(what, str):
         if text is not None:
@@ -240,15 +240,9 @@ def _explorer(what: Any, text: str | None, model: Any, tokenizer: Any) -> Explor
             raise ArgumentError("the text has to be read by a model: expected model=..., the one of the trace")
         return Explorer(trace)
     explorer = Explorer(trace, _reader(model, tokenizer))
-    for one in [text] if text is not None else _examples() if trace is None else []:
+    for one in [text] if text is not None else example_texts() if trace is None else []:
         explorer.run("read", {"text": one})
     return explorer
-
-
-def _is_trace(what: str) -> bool:
-    """Whether a string is meant as a trace: a URL, a folder, or something of that name."""
-    # Not Path.is_dir, which raises an error for a text that is too long for a name.
-    return "://" in what or what.rstrip("/").endswith(".zarr") or os.path.isdir(what)  # noqa: PTH112
 
 
 def _only(what: Any, model: Any) -> Any:
@@ -267,9 +261,3 @@ def _reader(model: Any, tokenizer: Any) -> Pretrained:
     from saccade.adapters.pretrained import as_pretrained
 
     return as_pretrained(model, tokenizer)
-
-
-def _examples() -> list[str]:
-    from saccade.analysis.senses.examples import BANK
-
-    return [BANK[None][0], *(sentences[0] for sense, sentences in BANK.items() if sense is not None)]

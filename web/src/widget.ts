@@ -13,7 +13,7 @@ export function render({ model, el }: { model: WidgetModel; el: HTMLElement }): 
   const measure = () => Object.assign(frame.style, { height: `${Number(model.get("height"))}px` });
   measure();
   model.on("change:height", measure);
-  const app = mount(App, { target: frame, props: { source, link: trait(model), linked: false } });
+  const app = mount(App, { target: frame, props: { source, link: trait(model), linked: false, around } });
   return () => {
     model.off("change:height", measure);
     void unmount(app);
@@ -49,4 +49,19 @@ function trait(model: WidgetModel): Link {
       return () => model.off("change:view", heard);
     },
   };
+}
+
+/** Calls back with whether the notebook is dark: by the ground it paints, since each kind has its own way of saying so. */
+function around(told: (dark: boolean) => void): () => void {
+  const tell = () => told(isDark(getComputedStyle(document.body).backgroundColor));
+  const observer = new MutationObserver(tell);
+  for (const element of [document.documentElement, document.body]) observer.observe(element, { attributes: true });
+  tell();
+  return () => observer.disconnect();
+}
+
+/** Whether a colour, "rgb(17, 17, 17)", is a dark ground; one that is not painted is not. */
+export function isDark(colour: string): boolean {
+  const [red = 255, green = 255, blue = 255, opacity = 1] = (colour.match(/[\d.]+/g) ?? []).map(Number);
+  return opacity > 0 && 0.299 * red + 0.587 * green + 0.114 * blue < 128;
 }

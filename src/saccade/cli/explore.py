@@ -17,6 +17,7 @@ from saccade import errors
 from saccade.cli.app import INTERRUPTED, app, command
 from saccade.cli.reading import ModelName, TextFile, read_text
 from saccade.cli.screen import progress
+from saccade.explorer.opening import example_texts, is_trace
 
 if TYPE_CHECKING:
     from socket import socket
@@ -96,12 +97,6 @@ def sort_out(what: list[str]) -> tuple[str | None, str | None]:
     return next(iter(traces), None), next(iter(texts), None)
 
 
-def is_trace(argument: str) -> bool:
-    """Whether an argument is meant as a trace: a URL, a folder, or something of that name."""
-    # Not Path.is_dir, which raises an error for a text that is too long for a name.
-    return "://" in argument or argument.rstrip("/").endswith(".zarr") or os.path.isdir(argument)  # noqa: PTH112
-
-
 def check_parts() -> None:
     """See, before anything slow is done, that all that serves is there.
 
@@ -161,13 +156,6 @@ def _opened(trace: str | None, text: str | None, model: str | None) -> Explorer:
         for one in [text] if text is not None else example_texts() if trace is None else []:
             explorer.run("read", {"text": one})
     return explorer
-
-
-def example_texts() -> list[str]:
-    """The sentence by which attention is explained, and one of each sense of its last word."""
-    from saccade.analysis.senses.examples import BANK
-
-    return [BANK[None][0], *(sentences[0] for sense, sentences in BANK.items() if sense is not None)]
 
 
 def _serve(server: Server, listening: socket) -> None:
