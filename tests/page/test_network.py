@@ -16,7 +16,6 @@ def test_little_is_fetched_at_first(visit, served):
     visit.open(served.at("/heads"))
     sizes = {url: len(gzip.compress(response.body())) for url, response in scripts.items()}
     assert len(sizes) >= 2
-    print("SIZES", sum(sizes.values()), sizes)
     assert 20_000 < sum(sizes.values()) <= MOST, sizes
 
 
