@@ -25,6 +25,6 @@ as_root=
 echo 'browser: Chromium, for the tests of the page (a minute, 400 MB of disk)'
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-install() { DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y --no-install-recommends chromium fonts-dejavu-core >"$log" 2>&1; }
+install() { DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y chromium fonts-dejavu-core >"$log" 2>&1; }
 install || { $as_root apt-get update >"$log" 2>&1 && install; } || { tail -n 5 "$log" >&2; fail "apt failed. $manual"; }
 found >/dev/null || fail "apt installed it, and there is none. $manual"
