@@ -19,7 +19,7 @@ def same_again(visiting, visit, fields):
     for field in fields:
         tab.wait_for_function("field => location.hash.includes(field)", arg=field)
     visit.drawn()
-    tab.wait_for_timeout(600)  # what is drawn last is said last
+    visit.settled()
     saved, words, address = visit.saved_json(), visit.words(), tab.url
     other = visiting(context=tab.context)
     other.open(address)
@@ -157,6 +157,7 @@ def test_views_follow_what_is_typed(visit, served, reading):
 def test_reading_is_stopped(visit, served):
     held = []
     tab = visit.open(served.at("/heads"))
+    visit.settled()
     words = visit.words()
     tab.route("**/api/run/read", lambda route: held.append(route))  # noqa: PLW0108  a route handler has to be a function
     box(tab).fill("This is never read.")
@@ -175,6 +176,7 @@ def test_reading_is_stopped(visit, served):
 
 def test_a_text_that_is_too_long(visit, served):
     tab = visit.open(served.at("/heads"))
+    visit.settled()
     words = visit.words()
     box(tab).fill("bank " * 600)
     tab.keyboard.press("Enter")

@@ -43,7 +43,7 @@ def test_means_far_away(visit, long, long_weights):
         assert weight == pytest.approx(float(weights[a:b, c:d].mean()), abs=1e-6)
 
 
-# Heads of this trace look at the token itself above all: there are weights to be seen along the diagonal.
+# Beyond the diagonal the mask hides everything; along it there are weights to be seen.
 
 
 def pointed(visit, x, y):
@@ -94,7 +94,8 @@ def button(visit, step):
 
 @pytest.mark.parametrize(("closer", "steps"), [(wheel, 12), (button, 24), (keys, 24)])
 def test_down_to_one_pair(visit, long, long_weights, closer, steps):
-    tab, seen, weights = visit.open(long.at(LOOK + "&query=1500&key=1500")), [], long_weights(1, 2)
+    weights, seen = long_weights(1, 2), []
+    tab = visit.open(long.at(f"{LOOK}&query=1500&key={int(weights[1500].argmax())}"))
     tab.get_by_role("application").press("ArrowUp")  # points at the pair that was chosen
     for step in range(steps):
         place = closer(visit, step)
@@ -116,7 +117,7 @@ def test_down_to_one_pair(visit, long, long_weights, closer, steps):
     query, key, weight = seen[-1]
     assert saved["queries"][0] <= query < saved["queries"][1]
     assert saved["keys"][0] <= key < saved["keys"][1]
-    assert max(float(weight) for *_, weight in seen) > 0.01
+    assert max(float(weight) for *_, weight in seen) > 0.001
 
     tab.get_by_role("button", name="Whole").click()
     tab.get_by_text("3,000 × 3,000 tokens").wait_for()

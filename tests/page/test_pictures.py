@@ -62,8 +62,7 @@ def shown(visiting, served, measured, view, theme, **options):
     measured(visit)
     visit.tab.add_init_script(IN_THAT_FONT % base64.b64encode(FONT.read_bytes()).decode())
     tab = visit.open(served.at(LOOKS[view]))
-    if view == "heads":
-        tab.get_by_text("Finding out what each head does").wait_for(state="detached")
+    visit.settled()
     if view == "cost":
         tab.get_by_role("button", name="Measure again").wait_for()
     return visit

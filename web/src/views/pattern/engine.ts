@@ -133,6 +133,8 @@ export class Engine {
   private window: geometry.Window | null = null;
   /** Opened when there is room to open it in. */
   private opening: Rectangle | null = null;
+  /** What was asked for, while nobody has moved since: a layout that changes must not change it. */
+  private asked: Rectangle | null = null;
   private scale: Scale = scaleOf(new Tally(), "linear", "saccade", false);
   private leftOut = false;
   private frame = 0;
@@ -204,7 +206,7 @@ export class Engine {
 
   /** This is in view. */
   open(rectangle: Rectangle | null): void {
-    this.opening = rectangle;
+    this.opening = this.asked = rectangle;
     const main = this.main[0];
     if (!main || !this.size.width) {
       this.window = null;
@@ -222,7 +224,7 @@ export class Engine {
     const rectangle = this.rectangle;
     this.size = { width, height: this.size.height };
     this.room = height;
-    if (this.window) this.opening = rectangle;
+    if (this.window) this.opening = this.asked ?? rectangle;
     this.window = null;
     this.arrange();
     this.moved();
@@ -403,7 +405,7 @@ export class Engine {
     this.size = { width: this.size.width, height: placed.height };
     const main = this.main[0] as Shown;
     if (this.window && before && (before.width !== main.box.width || before.height !== main.box.height)) {
-      this.opening = geometry.rectangleOf(this.window, main.extent, before);
+      this.opening = this.asked ?? geometry.rectangleOf(this.window, main.extent, before);
       this.window = null;
     }
     this.window ??= this.opening
@@ -416,6 +418,7 @@ export class Engine {
     if (before && before.x === window.x && before.y === window.y && before.sx === window.sx && before.sy === window.sy)
       return false;
     this.window = window;
+    this.asked = null;
     this.moved();
     clearTimeout(this.telling);
     this.telling = setTimeout(() => this.hears.rested(this.rectangle), LINK);
