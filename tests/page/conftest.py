@@ -6,11 +6,9 @@ no test passes if its page complained of anything, or asked anything of anybody 
 
 import base64
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,26 +17,17 @@ from urllib.parse import quote
 import nets
 import pytest
 import torch
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 import saccade
 from saccade.adapters import pretrained
-from saccade.explorer import page as built
 from saccade.explorer.parcel import pack
 from saccade.trace import Trace
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# Without a GPU, and without talking to anybody.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from browsing import browser, exploring
+
 WIDE = {"width": 1280, "height": 800}
 PATIENCE = 60_000  # ms; these machines are slow at times, and a test that waits for long fails anyway
 # What drivers say of their speed is no complaint of the page: a GPU by software stalls where pixels are read.
@@ -53,39 +42,27 @@ expect.set_options(timeout=PATIENCE)
 @pytest.fixture(scope="session")
 def chromium():
     """A browser. No test is skipped for want of one: `make test` installs it, or says how."""
-    names = [os.environ["SACCADE_BROWSER"]] if "SACCADE_BROWSER" in os.environ else BROWSERS
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    assert found, "the tests of the page need Chromium: sh scripts/browser.sh installs it, or says how"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield browser
-        browser.close()
+    with browser() as running:
+        yield running
 
 
 class Served:
     """A running `saccade explore`."""
 
     def __init__(self, *arguments):
-        built.check_built(built.BUILT)
-        command = [sys.executable, "-m", "saccade.cli", "explore", "--no-open", *map(str, arguments)]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-        )
-        self.link = self.process.stdout.readline().strip()
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]+#/heads", self.link), self.link
+        self._running = ExitStack()
+        self.base = self._running.enter_context(exploring(*arguments))
 
     @property
     def origin(self):
-        return self.link.partition("?")[0]
+        return self.base.partition("?")[0]
 
     def at(self, look):
         """The link to a look."""
-        return self.link.partition("#")[0] + "#" + look
+        return f"{self.base}#{look}"
 
     def end(self):
-        self.process.terminate()
-        self.process.wait(30)
-        self.process.stdout.close()
+        self._running.close()
 
 
 @pytest.fixture(scope="session")

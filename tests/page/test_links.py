@@ -196,8 +196,7 @@ def test_a_wrong_token(visit, served):
 
 def test_a_server_that_has_ended(visit, brief):
     tab = visit.open(brief.at("/pattern"))
-    brief.process.terminate()
-    brief.process.wait(30)
+    brief.end()
     box(tab).fill("she left the river")
     tab.keyboard.press("Enter")
     expect(tab.get_by_role("alert")).to_contain_text("The server does not answer")
