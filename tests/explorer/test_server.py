@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import socket
 import threading
 import time
 from urllib.parse import quote
@@ -374,6 +375,15 @@ def test_there_are_only_so_many_connections(served, monkeypatch):
         assert [received(client) for client in clients[5:]] == [b""] * 3
     until(lambda: not served.server.server_state.connections)
     assert served.ask("/").status == 200
+
+
+def test_a_short_answer_is_sent_at_once(served):
+    """Not held back until its head is acknowledged."""
+    with served.connect():
+        until(lambda: served.server.server_state.connections)
+        for open_one in served.server.server_state.connections:
+            its_socket = open_one.transport.get_extra_info("socket")
+            assert its_socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_connection_serves_many_requests(served, monkeypatch):

@@ -180,7 +180,7 @@ class Visit:
             self.complaints = kept
         assert self.complaints == []
         hosts = {re.match(r"about:blank|(?:blob:)?https?://[^/]+|\w+:", url)[0] for url in self.asked}
-        own = {host for host in hosts if re.fullmatch(r"about:blank|data:|(blob:)?http://127\.0\.0\.1:\d+", host)}
+        own = {host for host in hosts if re.fullmatch(r"about:blank|data:|file:|(blob:)?http://127\.0\.0\.1:\d+", host)}
         assert hosts == own
         assert len({host.removeprefix("blob:") for host in hosts if "127.0.0.1" in host}) <= 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from http import HTTPStatus
 
 import h11
@@ -28,6 +29,9 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Someone has connected."""
         super().connection_made(transport)
+        # Else the body of a short answer waits until its head is acknowledged, some 40 ms. asyncio sees to that for
+        # sockets that were told their protocol; `socket.create_server` does not tell them.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
         self._watch()

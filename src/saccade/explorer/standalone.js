@@ -1,18 +1,14 @@
-// Unpacks a saved page: style, script and files are gzip, seven bits in each letter.
+// Unpacks a saved page: style, script and files are gzip, sixteen bits in each letter.
 (async () => {
   const unpack = async (name) => {
     const { textContent: letters, dataset } = document.getElementById(`packed-${name}`);
-    const bytes = new Uint8Array(Number(dataset.bytes));
-    for (let i = 0, at = 0, bits = 0, held = 0; at < bytes.length; i++) {
-      held = (held << 7) | (letters.charCodeAt(i) & 127);
-      bits += 7;
-      if (bits >= 8) {
-        bits -= 8;
-        bytes[at++] = held >> bits;
-        held &= (1 << bits) - 1;
-      }
+    const bytes = new Uint8Array(Number(dataset.bytes) + 1);
+    for (let i = 0, at = 0; i < letters.length; i++) {
+      const letter = letters[i] === "~" ? letters.charCodeAt(++i) ^ 0x8000 : letters.charCodeAt(i);
+      bytes[at++] = letter;
+      bytes[at++] = letter >> 8;
     }
-    const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const plain = new Blob([bytes.subarray(0, dataset.bytes)]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(plain).arrayBuffer();
   };
   const add = async (name, element) => {
