@@ -50,6 +50,7 @@ def test_the_tour(visit, served, measured):
     expect(card).to_have_count(0)
     visit.drawn("heads")
     assert "tour=" not in tab.url
+    assert tab.evaluate("() => document.activeElement.localName") == "main"
 
 
 def test_a_link_into_the_tour(visit, served):

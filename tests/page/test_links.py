@@ -154,6 +154,25 @@ def test_views_follow_what_is_typed(visit, served, reading):
         assert text in tab.content().replace("&nbsp;", " ") or text in visit.words()
 
 
+def test_what_one_comes_by_is_not_listed(visit, brief):
+    """Of the texts that were read in pauses of typing, the list has the one that is shown; and those one asked for."""
+    tab = visit.open(brief.at("/heads"))
+    listed = tab.get_by_role("combobox", name="Text", exact=True).locator("option")
+    for text in ("the rose", "the rose left", "the rose left the bank"):
+        box(tab).fill(text)
+        tab.wait_for_function(
+            "text => decodeURIComponent(location.hash).includes(`~${text}&`) || "
+            "decodeURIComponent(location.hash).endsWith(`~${text}`)",
+            arg=text,
+        )
+    assert listed.all_inner_texts()[-1] == "the rose left the bank"
+    assert not {"the rose", "the rose left"} & set(listed.all_inner_texts())
+    box(tab).press("Enter")
+    box(tab).fill("the bank")
+    expect(listed.last).to_have_text("the bank")
+    assert listed.all_inner_texts()[-2:] == ["the rose left the bank", "the bank"]
+
+
 def test_reading_is_stopped(visit, served):
     held = []
     tab = visit.open(served.at("/heads"))

@@ -25,7 +25,10 @@ def record(
     model: ModelName = None,
     keep: Annotated[
         str,
-        typer.Option(help="statistics; qk: queries and keys too, for exact patterns; qkv: values as well."),
+        typer.Option(
+            help="statistics: of each row, and a coarse map; qk: queries and keys too, for exact patterns and lines in "
+            "the explorer; qkv: values as well, for its view of one head."
+        ),
     ] = "statistics",
     layers: Annotated[str | None, typer.Option(help="Only these layers: 0,3-5.", metavar="NUMBERS")] = None,
     heads: Annotated[str | None, typer.Option(help="Only these heads: 0,3-5.", metavar="NUMBERS")] = None,

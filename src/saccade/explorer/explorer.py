@@ -25,6 +25,11 @@ from saccade.trace import Trace
 
 __all__ = ["Cancelled", "Explorer", "never"]
 
+NO_MODEL = (
+    "there is no model to read with; to open a trace with the model that it was recorded from: "
+    "saccade explore TRACE --model NAME"
+)
+
 # Where the function of each name is: (explorer, parameters, cancelled) -> Answer.
 QUESTIONS = {
     "document": "questions",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saccade._version import __version__
+from saccade.explorer.explorer import NO_MODEL
 from saccade.explorer.parameters import read
 from saccade.explorer.parcel import Answer
 from saccade.explorer.work import Asked
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from saccade.explorer.explorer import Explorer
 
 _MEMORY = Path("/proc/self/clear_refs")  # by which job "cost" asks how much memory a call took
-_NO_MODEL = "there is no model to read with: start saccade explore with --model"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def document(explorer: Explorer, parameters: Mapping[str, Any], cancelled: Asked
 
 def _model_name(explorer: Explorer) -> str:
     if explorer.reader is not None:
-        return explorer.reader.name
+        name, part = explorer.reader.name, explorer.reader.part
+        return f"{name} ({part})" if part else name
     assert explorer.trace is not None
     return explorer.trace.metadata.name or explorer.trace.metadata.model
 
@@ -63,7 +64,7 @@ def _writer(explorer: Explorer) -> str:
 
 
 def _abilities(explorer: Explorer) -> Mapping[str, Any]:
-    reads: Any = True if explorer.reader is not None else _NO_MODEL
+    reads: Any = True if explorer.reader is not None else NO_MODEL
     exact = any(info["exact"] for text in explorer.library.texts for info, _ in text.sites)
     inside: Any = True
     if explorer.reader is None and not exact:

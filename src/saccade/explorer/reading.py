@@ -21,6 +21,7 @@ from saccade.adapters.observation import Call, Running, watching
 from saccade.adapters.pretrained import Encoded, Pretrained, encode, together
 from saccade.backends import Inputs
 from saccade.errors import ArgumentError
+from saccade.explorer.explorer import NO_MODEL
 from saccade.explorer.parameters import read as parameters_of
 from saccade.explorer.parcel import Answer
 from saccade.explorer.work import Asked, go_on
@@ -36,8 +37,6 @@ MOST_BYTES = 2 << 30  # that a run may keep
 # Bytes that the statistics of a recording take for each query of a head; see `trace.choice.default_statistics`.
 STATISTICS_BYTES = 148
 PATIENCE = 0.1  # seconds between two looks at whether a job that waits for the model is still wanted
-
-NO_MODEL = "there is no model to read with: open the page with one (saccade explore --model)"
 
 
 @dataclass(frozen=True)

@@ -155,12 +155,11 @@ function drawKeys(pen: Pen, frame: Frame, map: Box, gutters: Gutters, theme: The
       bold: strong,
       ...(strong ? { behind: theme.ground } : {}),
     };
-    if (flat && !(strong && labels))
-      pen.text(shortened(text, Math.max(window.sx, APART) - 6, pen, strong), x, bottom - 4, {
-        ...style,
-        anchor: "middle",
-      });
-    else if (flat)
+    if (flat && !(strong && labels)) {
+      const short = shortened(text, Math.max(window.sx, APART) - 6, pen, strong);
+      const least = map.left + pen.width(short, strong) / 2 - 2; // not over the names of the axes
+      pen.text(short, Math.max(x, least), bottom - 4, { ...style, anchor: "middle" });
+    } else if (flat)
       pen.text(shortened(text, 120, pen, strong), x, words ? bottom - 4 : bottom - 20, { ...style, anchor: "middle" });
     else pen.text(shortened(text, room, pen, strong), x, bottom, { ...style, upright: true });
   };

@@ -80,8 +80,9 @@ export function listen(element: HTMLElement, engine: Engine, heard: Heard): () =
     enclosing = false;
   };
 
-  const leave = (): void => {
-    if (down.size === 0) engine.point(null);
+  // A finger that is lifted still points: how else would one read what it tapped?
+  const leave = (event: PointerEvent): void => {
+    if (down.size === 0 && event.pointerType !== "touch") engine.point(null);
   };
 
   const wheel = (event: WheelEvent): void => {
