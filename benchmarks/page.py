@@ -340,7 +340,9 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder:
         section = measure(Effort(quick=chosen.quick), Path(folder))
-    publish("page", "The page", f"Conditions: {conditions()}. {section.text}", write=chosen.write)
+    publish(
+        "page", "The page", f"Conditions: {conditions()}. {section.text}", write=chosen.write, command="make bench-page"
+    )
 
 
 if __name__ == "__main__":
