@@ -3,6 +3,7 @@
  * was answered once is kept as long as the page is open: to come back to a view must not cost the work again.
  */
 import { type Jobs, type Progress, type Source, SourceError } from "../source/contract";
+import { messageOf } from "./names";
 
 const MOST_KEPT = 8;
 const kept = new WeakMap<Source, Map<string, unknown>>();
@@ -80,5 +81,5 @@ function keep(source: Source, name: string, answer: unknown): void {
 /** What went wrong, as a sentence. */
 export function said(error: unknown): string {
   if (error instanceof SourceError) return error.message;
-  return `Something unexpected happened: ${error instanceof Error ? error.message : String(error)}`;
+  return `Something unexpected happened: ${messageOf(error)}`;
 }

@@ -24,6 +24,11 @@ export function headName(site: SiteInfo, head: Head): string {
   return head === "mean" ? `mean of ${counted(site.heads.length, "head")}` : `head ${site.heads[head] ?? head}`;
 }
 
+/** What an error says. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 /** A weight as a percentage; a trace of weight is never rounded to nothing. */
 export function percent(weight: number): string {
   if (!Number.isFinite(weight)) return "not a number";

@@ -12,12 +12,8 @@ const COLUMNS = 4096;
 /** Milliseconds after which a sweep lets the page breathe. */
 const PATIENCE = 12;
 
-/** A part of a pattern: weights (rows of queries, columns of keys), in room that is used again for the next part. */
-export interface Part {
-  queries: Range;
-  keys: Range;
-  weights: Float64Array;
-}
+/** Called with weights of one query, of all keys from one on; their room is used again for the next ones. */
+export type Visit = (weights: Float64Array, query: number, key: number) => void;
 
 /** An attention call of one element of an entry. `info` says how long it is: padding behind the text is no part of it. */
 export class Recorded {
@@ -34,14 +30,8 @@ export class Recorded {
     this.stack = entry.metadata.stacks[this.site.stack] as Stack;
   }
 
-  /** The pattern's weights in a rectangle, of one head or the mean of all, part by part: rows, then columns. */
-  async sweep(
-    head: Head,
-    queries: Range,
-    keys: Range,
-    visit: (part: Part) => void,
-    signal?: AbortSignal,
-  ): Promise<void> {
+  /** The pattern's weights in a rectangle, of one head or the mean of all, a part of a row at a time. */
+  async sweep(head: Head, queries: Range, keys: Range, visit: Visit, signal?: AbortSignal): Promise<void> {
     const heads = head === "mean" ? this.info.heads.map((_, place) => place) : [head];
     const room = new Float64Array(ROWS * Math.min(COLUMNS, length(keys)));
     const rows = new Rows(Math.min(COLUMNS, length(keys)));
@@ -61,7 +51,9 @@ export class Recorded {
           }
           signal?.throwIfAborted();
         }
-        visit({ queries: some, keys: others, weights });
+        const width = length(others);
+        for (let row = 0; row < length(some); row++)
+          visit(weights.subarray(row * width, (row + 1) * width), some[0] + row, others[0]);
       }
     }
   }

@@ -129,17 +129,12 @@ async function merged(
     head,
     queries,
     keys,
-    (part) => {
-      const columns = length(part.keys);
-      for (let row = 0, at = 0; row < length(part.queries); row++) {
-        const query = part.queries[0] + row;
-        const size = averaged.sizes[averaged.unit[query] as number] as number;
-        for (let column = 0; column < columns; column++, at++) {
-          const key = part.keys[0] + column;
-          const [one, other] = asked === "queries" ? [query, key] : [key, query];
-          const cell = ((mine.unit[one] as number) - units[0]) * wide + (others.unit[other] as number);
-          (sums[cell] as number) += (part.weights[at] as number) / size;
-        }
+    (weights, query, first) => {
+      const size = averaged.sizes[averaged.unit[query] as number] as number;
+      for (let at = 0; at < weights.length; at++) {
+        const [one, other] = asked === "queries" ? [query, first + at] : [first + at, query];
+        const cell = ((mine.unit[one] as number) - units[0]) * wide + (others.unit[other] as number);
+        (sums[cell] as number) += (weights[at] as number) / size;
       }
     },
     signal,

@@ -1,7 +1,9 @@
 import { describe, expect, it } from "vitest";
+import type { Range } from "./contract";
 import { choose } from "./inside";
+import type { Recorded, Visit } from "./recorded";
 import type { StoredSource } from "./stored";
-import { covering, tile } from "./tiles";
+import { cells, covering, tile } from "./tiles";
 
 describe("cells of a stored map that cover a tile", () => {
   it.each([
@@ -77,5 +79,23 @@ describe("a tile that would take too long", () => {
   it("is refused where there is no map of it", async () => {
     await expect(tile(source(null), key)).rejects.toThrow("Zoom in");
     await expect(tile(source({ cells: [4, 4], reduce: "max" }), { ...key, head: "mean" })).rejects.toThrow("Zoom in");
+  });
+});
+
+describe("a rectangle", () => {
+  /** A pattern whose weight is 10 query + key, swept in parts of two keys. */
+  const site = {
+    sweep: async (_: unknown, queries: Range, keys: Range, visit: Visit) => {
+      for (let query = queries[0]; query < queries[1]; query++)
+        for (let key = keys[0]; key < keys[1]; key += 2)
+          visit(Float64Array.of(10 * query + key, 10 * query + key + 1), query, key);
+    },
+  } as Recorded;
+
+  it("has cells of its own tokens, whatever the parts in which it comes", async () => {
+    const area = { head: 0, queries: [2, 4], keys: [4, 8] } as const;
+    expect([...(await cells(site, area, [2, 4], "mean"))]).toEqual([24, 25, 26, 27, 34, 35, 36, 37]);
+    expect([...(await cells(site, area, [1, 2], "mean"))]).toEqual([29.5, 31.5]);
+    expect([...(await cells(site, area, [1, 1], "max"))]).toEqual([37]);
   });
 });

@@ -48,14 +48,11 @@ export async function margins(source: StoredSource, asked: Rectangle, signal?: A
       head,
       queries,
       keys,
-      (part) => {
-        const width = length(part.keys);
-        for (let row = 0, at = 0; row < length(part.queries); row++) {
-          for (let column = 0; column < width; column++, at++) {
-            const weight = part.weights[at] as number;
-            (rows[part.queries[0] - queries[0] + row] as number) += weight;
-            (columns[part.keys[0] - keys[0] + column] as number) += weight;
-          }
+      (weights, query, key) => {
+        for (let at = 0; at < weights.length; at++) {
+          const weight = weights[at] as number;
+          (rows[query - queries[0]] as number) += weight;
+          (columns[key - keys[0] + at] as number) += weight;
         }
       },
       signal,
@@ -104,16 +101,13 @@ export async function cells(
     head,
     queries,
     keys,
-    (part) => {
-      const width = length(part.keys);
-      for (let row = 0, at = 0; row < length(part.queries); row++) {
-        const start = (down[part.queries[0] - queries[0] + row] as number) * wide;
-        for (let column = 0; column < width; column++, at++) {
-          const cell = start + (across[part.keys[0] - keys[0] + column] as number);
-          const weight = part.weights[at] as number;
-          if (reduce === "mean") (found[cell] as number) += weight;
-          else if (!(weight <= (found[cell] as number))) found[cell] = weight; // NaN is the largest
-        }
+    (weights, query, key) => {
+      const start = (down[query - queries[0]] as number) * wide;
+      for (let at = 0; at < weights.length; at++) {
+        const cell = start + (across[key - keys[0] + at] as number);
+        const weight = weights[at] as number;
+        if (reduce === "mean") (found[cell] as number) += weight;
+        else if (!(weight <= (found[cell] as number))) found[cell] = weight; // NaN is the largest
       }
     },
     signal,

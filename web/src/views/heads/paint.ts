@@ -1,24 +1,23 @@
 /** The heads of a text on one canvas, and as a drawing. */
 
 import type { Place } from "../../look.svelte";
-import type { PaletteName, Tone } from "../../model/colour";
+import type { Colour, PaletteName, Tone } from "../../model/colour";
+import { cssOf } from "../../parts/theme";
 import { type Facts, nameOf, placed, ROLE, roleNames, roleOf, statisticOf, worthOf, written } from "./facts";
 import type { Cell, Plan } from "./layout";
 import { baseScale, pixelsOf, thumbOf } from "./thumbs";
 
-export type RGB = readonly [number, number, number];
-
 /** Colours of the page, and of what frames mean. */
 export interface Inks {
-  ink: RGB;
-  muted: RGB;
-  ground: RGB;
-  line: RGB;
-  accent: RGB;
+  ink: Colour;
+  muted: Colour;
+  ground: Colour;
+  line: Colour;
+  accent: Colour;
   /** From the least to the most of a statistic. */
-  ramp: readonly [RGB, RGB];
+  ramp: readonly [Colour, Colour];
   /** Of the roles, by their order among `roleNames`. */
-  roles: readonly RGB[];
+  roles: readonly Colour[];
 }
 
 /** What is drawn besides the maps. */
@@ -83,7 +82,7 @@ export class Sheet {
 }
 
 /** The colour of a head's frame; null for none. */
-export function frameOf(facts: Facts, place: Place, { colour }: Marks, inks: Inks): RGB | null {
+export function frameOf(facts: Facts, place: Place, { colour }: Marks, inks: Inks): Colour | null {
   if (colour === ROLE) return inks.roles[roleNames(facts).indexOf(roleOf(facts, place))] ?? null;
   const statistic = statisticOf(facts, colour);
   if (statistic < 0) return null;
@@ -94,8 +93,10 @@ export function frameOf(facts: Facts, place: Place, { colour }: Marks, inks: Ink
   return share === null ? null : mix(inks.ramp[0], inks.ramp[1], share);
 }
 
-export function mix(a: RGB, b: RGB, share: number): RGB {
-  return [0, 1, 2].map((i) => Math.round((a[i] as number) * (1 - share) + (b[i] as number) * share)) as unknown as RGB;
+export function mix(a: Colour, b: Colour, share: number): Colour {
+  return [0, 1, 2].map((i) =>
+    Math.round((a[i] as number) * (1 - share) + (b[i] as number) * share),
+  ) as unknown as Colour;
 }
 
 /** Draw all heads. The context is in CSS pixels of the plan. */
@@ -127,27 +128,27 @@ function paintCell(
   { site, head, x, y }: Cell,
   { size, frame: width }: Plan,
   sheet: Sheet,
-  { frame, inks, chosen }: { frame: RGB | null; inks: Inks; chosen: boolean },
+  { frame, inks, chosen }: { frame: Colour | null; inks: Inks; chosen: boolean },
 ): void {
-  context.fillStyle = css(frame ?? inks.line);
+  context.fillStyle = cssOf(frame ?? inks.line);
   const border = frame ? 0 : width - 1; // a thin line where there is no colour
   context.fillRect(x + border, y + border, size - 2 * border, size - 2 * border);
   const inner = size - 2 * width;
   if (!sheet.draw(context, { site, head }, x + width, y + width, inner)) {
-    context.fillStyle = css(inks.ground);
+    context.fillStyle = cssOf(inks.ground);
     context.fillRect(x + width, y + width, inner, inner);
   }
   if (!chosen) return;
   const radius = Math.min(9, Math.max(5, size / 6));
-  context.strokeStyle = css(inks.accent);
+  context.strokeStyle = cssOf(inks.accent);
   context.lineWidth = Math.max(2, width);
   context.strokeRect(x + 1, y + 1, size - 2, size - 2);
   const [cx, cy] = [x + size - radius, y + radius];
-  context.fillStyle = css(inks.accent);
+  context.fillStyle = cssOf(inks.accent);
   context.beginPath();
   context.arc(cx, cy, radius, 0, 2 * Math.PI);
   context.fill();
-  context.strokeStyle = css(inks.ground);
+  context.strokeStyle = cssOf(inks.ground);
   context.lineWidth = 1.8;
   context.beginPath();
   context.moveTo(cx - radius * 0.45, cy);
@@ -164,7 +165,7 @@ function paintName(
   marks: Marks,
   inks: Inks,
 ): void {
-  context.fillStyle = css(inks.muted);
+  context.fillStyle = cssOf(inks.muted);
   context.textAlign = "center";
   context.textBaseline = "middle";
   context.fillText(shortName(facts, cell, plan, marks), cell.x + plan.size / 2, cell.y + plan.size + 8, plan.pitch);
@@ -184,10 +185,6 @@ function shortName(facts: Facts, { site, head }: Cell, { pitch }: Plan, { value 
   return `${name}  ${said.replace(/ (nats|tokens?)$/, "")}`;
 }
 
-export function css(colour: RGB): string {
-  return `rgb(${colour.join(",")})`;
-}
-
 const [MARGIN, TITLE] = [16, 44];
 
 /** All heads as an SVG: the maps are pictures in it, names are text. */
@@ -204,7 +201,7 @@ export function svgOf(
     return body;
   });
   const height = Math.ceil(TITLE + Math.max(...texts.map(({ plan }) => plan.height)) + 36);
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${Math.ceil(x)}" height="${height}" viewBox="0 0 ${Math.ceil(x)} ${height}" font-family="system-ui, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"><rect width="100%" height="100%" fill="${css(inks.ground)}"/>${bodies.join("")}${write(MARGIN, height - 14, legend, inks.muted, { size: 11 })}</svg>`;
+  return `<svg xmlns="http://www.w3.org/2000/svg" width="${Math.ceil(x)}" height="${height}" viewBox="0 0 ${Math.ceil(x)} ${height}" font-family="system-ui, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"><rect width="100%" height="100%" fill="${cssOf(inks.ground)}"/>${bodies.join("")}${write(MARGIN, height - 14, legend, inks.muted, { size: 11 })}</svg>`;
 }
 
 function gridAsSvg(facts: Facts, plan: Plan, sheet: Sheet, marks: Marks, inks: Inks): string {
@@ -214,7 +211,7 @@ function gridAsSvg(facts: Facts, plan: Plan, sheet: Sheet, marks: Marks, inks: I
     const border = frame ? 0 : plan.frame - 1;
     const faint = marks.only && roleOf(facts, cell) !== marks.only ? ` opacity="${FAINT}"` : "";
     const url = sheet.url(cell);
-    const square = `<rect x="${cell.x + border}" y="${cell.y + border}" width="${plan.size - 2 * border}" height="${plan.size - 2 * border}" fill="${css(frame ?? inks.line)}"/>`;
+    const square = `<rect x="${cell.x + border}" y="${cell.y + border}" width="${plan.size - 2 * border}" height="${plan.size - 2 * border}" fill="${cssOf(frame ?? inks.line)}"/>`;
     const map =
       url &&
       `<image x="${cell.x + plan.frame}" y="${cell.y + plan.frame}" width="${inner}" height="${inner}" preserveAspectRatio="none" style="image-rendering:pixelated" href="${url}"/>`;
@@ -250,10 +247,10 @@ function write(
   x: number,
   y: number,
   content: string,
-  fill: RGB,
+  fill: Colour,
   { size, anchor = "start", weight = 400 }: { size: number; anchor?: string; weight?: number },
 ): string {
-  return `<text x="${x}" y="${y}" font-size="${size}" font-weight="${weight}" text-anchor="${anchor}" fill="${css(fill)}">${escaped(content)}</text>`;
+  return `<text x="${x}" y="${y}" font-size="${size}" font-weight="${weight}" text-anchor="${anchor}" fill="${cssOf(fill)}">${escaped(content)}</text>`;
 }
 
 function escaped(content: string): string {

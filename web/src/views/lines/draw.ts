@@ -1,4 +1,5 @@
 /** Lines as pixels and as paths: opacity and width are the weight, colours the head's, or from query to key for one head. */
+import type { Colour } from "../../model/colour";
 import type { Line } from "./layout";
 import { type Ink, Raster } from "./raster";
 
@@ -67,12 +68,10 @@ export interface Pen {
   /** Whether lines leave from the right: keys were asked who looks at them. */
   fromRight: boolean;
   /** Colours at the left end, in the middle and at the right end, of each drawn head. */
-  colours: readonly (readonly [left: RGB, middle: RGB, right: RGB])[];
+  colours: readonly (readonly [left: Colour, middle: Colour, right: Colour])[];
   /** Which of the drawn heads are dashed. */
   dashed: readonly boolean[];
 }
-
-export type RGB = readonly [number, number, number];
 
 /** Draws lines on a canvas; keeps what it needs from one drawing to the next. */
 export class Brush {
@@ -122,13 +121,13 @@ function inkOf(line: Line, pen: Pen, width: number, ratio: number): Ink {
 
 interface Stop {
   at: number;
-  colour: RGB;
+  colour: Colour;
   opacity: number;
 }
 
 /** The colours along a line from left to right. */
 function stopsOf({ head, fades }: Line, { colours, fromRight }: Pen): Stop[] {
-  const [left, middle, right] = colours[head] as readonly [RGB, RGB, RGB];
+  const [left, middle, right] = colours[head] as readonly [Colour, Colour, Colour];
   const fadesLeft = fades === "both" || fades === (fromRight ? "far" : "near");
   const fadesRight = fades === "both" || fades === (fromRight ? "near" : "far");
   return [

@@ -1,6 +1,6 @@
 /** Where words stand: two columns in one window, each a list that scrolls. Lengths in CSS pixels. */
 import type { Range } from "../../source/contract";
-import type { Row } from "./rows";
+import type { Row, Side } from "./rows";
 
 /** Height of a word's line. */
 export const LINE = 26;
@@ -53,18 +53,34 @@ export function beyond(column: Column, slot: number): -1 | 0 | 1 {
   return y < 0 ? -1 : y > column.height ? 1 : 0;
 }
 
-/** The slot whose line is at a height; null if there is none. */
-export function slotAt(column: Column, y: number): number | null {
-  const slot = Math.floor((y + column.offset) / LINE);
-  return y >= 0 && y <= column.height && slot >= 0 && slot < column.shown.length ? slot : null;
-}
-
 /** How far to scroll so that a slot is in the window; `top` if it is. */
 export function scrolledTo(slot: number, top: number, height: number): number {
   // One line is kept free at each end, for what is said about words beyond.
   if (slot * LINE < top + LINE) return Math.max(0, (slot - 1) * LINE);
   if ((slot + 1) * LINE > top + height - LINE) return (slot + 2) * LINE - height;
   return top;
+}
+
+/** Widths of what stands beside each other: bars, labels, lines, labels, bars. */
+export interface Widths {
+  readonly labels: Readonly<Record<Side, number>>;
+  /** Room for shares; none where there is not enough for both. */
+  readonly bars: Readonly<Record<Side, number>>;
+  /** Of the lines. */
+  readonly span: number;
+}
+
+const NARROW = 620;
+
+/** `longest`: what the labels would need. `side`: the one that is asked; the other has the shares. */
+export function widthsOf(width: number, longest: Readonly<Record<Side, number>>, side: Side): Widths {
+  const narrow = width < NARROW;
+  const most = narrow ? Math.max(56, width * 0.25) : Math.min(200, width * 0.2);
+  const labels = { queries: Math.min(longest.queries, most), keys: Math.min(longest.keys, most) };
+  const room = narrow ? 62 : 108;
+  const bars = { queries: !narrow || side === "keys" ? room : 0, keys: !narrow || side === "queries" ? room : 0 };
+  const left = width - labels.queries - labels.keys - bars.queries - bars.keys - 4;
+  return { labels, bars, span: Math.max(70, Math.min(440, left)) };
 }
 
 /** A line from a unit to its partner. */

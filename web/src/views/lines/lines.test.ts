@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import { unitsOf } from "../../model/words";
 import type { Source, StrongestKey } from "../../source/contract";
 import { drawnHeads, only, stepped, withToggled } from "./drawn";
-import { beyond, type Column, LINE, linesOf, middle, offsetOf, scrolledTo, slotAt, slotsOf, visible } from "./layout";
+import { beyond, type Column, LINE, linesOf, middle, offsetOf, scrolledTo, slotsOf, visible } from "./layout";
 import { curveOf, Raster } from "./raster";
 import { BLOCK, type Row, Rows, rowOf, type Subject } from "./rows";
 import { partnersOf, sharesOf, toggled } from "./selection";
@@ -30,13 +30,6 @@ describe("layout", () => {
     const scrolled = column(LINE, 2 * LINE);
     expect([0, 1, 2, 3].map((slot) => beyond(scrolled, slot))).toEqual([-1, 0, 0, 1]);
     expect(middle(scrolled, 1)).toBe(LINE / 2);
-  });
-  test("what lies under the pointer", () => {
-    const scrolled = column(LINE, 2 * LINE);
-    expect(slotAt(scrolled, 1)).toBe(1);
-    expect(slotAt(scrolled, LINE + 1)).toBe(2);
-    expect(slotAt(scrolled, 5 * LINE)).toBe(null);
-    expect(slotAt(column(0, 100 * LINE), 6 * LINE)).toBe(null);
   });
   test("columns of unequal length reach their ends together", () => {
     const height = 10 * LINE;

@@ -2,14 +2,11 @@
 import { percent } from "../../parts/names";
 import { linesAsSvg, type Pen } from "./draw";
 import { beyond, type Column, type Line, middle, visible } from "./layout";
-import type { Partner } from "./selection";
+import type { Standing } from "./selection";
 
-/** A word of a column, as it is drawn. */
-interface Word {
+/** A word of a column. */
+interface Word extends Standing {
   label: string;
-  y: number;
-  weight: "normal" | "bold" | "faint";
-  partner: Partner | null;
 }
 
 export interface Drawing {
@@ -19,7 +16,7 @@ export interface Drawing {
   pen: Pen;
   /** Left and right. */
   columns: readonly [Column, Column];
-  words: readonly [(unit: number) => Omit<Word, "y">, (unit: number) => Omit<Word, "y">];
+  words: readonly [(unit: number) => Word, (unit: number) => Word];
   /** Widths of the labels. */
   widths: readonly [number, number];
   colours: { query: string; key: string; ink: string; muted: string; ground: string };
@@ -87,9 +84,9 @@ export function svgOf(drawings: readonly Drawing[]): string {
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" font-family="${FONT}"><rect width="100%" height="100%" fill="${ground}"/>${bodies.join("")}</svg>`;
 }
 
-function shownOf(column: Column, words: (unit: number) => Omit<Word, "y">): Word[] {
+function shownOf(column: Column, words: (unit: number) => Word): (Word & { y: number })[] {
   const [first, stop] = visible(column, 0);
-  const found: Word[] = [];
+  const found: (Word & { y: number })[] = [];
   for (let slot = first; slot < stop; slot++) {
     if (beyond(column, slot) === 0) found.push({ ...words(column.shown[slot] as number), y: middle(column, slot) });
   }
@@ -97,15 +94,15 @@ function shownOf(column: Column, words: (unit: number) => Omit<Word, "y">): Word
 }
 
 function wordAsSvg(
-  word: Word,
+  word: Word & { y: number },
   place: { x: number; anchor: "start" | "end"; drawing: Drawing; largest: number; width: number },
 ): string {
   const { x, anchor, drawing, largest, width } = place;
-  const fill = word.weight === "faint" ? drawing.colours.muted : drawing.colours.ink;
+  const fill = word.faint ? drawing.colours.muted : drawing.colours.ink;
   const label = text(x, word.y + 4.5, word.label, {
     anchor,
     size: 13,
-    weight: word.weight === "bold" ? 700 : 400,
+    weight: word.chosen ? 700 : 400,
     fill,
   });
   if (!word.partner) return label;

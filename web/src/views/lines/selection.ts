@@ -1,5 +1,11 @@
-/** What some rows together say: their partners' sums, and what part of the weight is drawn. */
-import type { Row } from "./rows";
+/** What is chosen, and what the rows of it say together: their partners' sums, and what part of the weight is drawn. */
+import type { Row, Side } from "./rows";
+
+/** Units of one side whose lines alone are drawn. */
+export interface Choice {
+  readonly side: Side;
+  readonly units: readonly number[];
+}
 
 /** A partner of the chosen units. */
 export interface Partner {
@@ -28,6 +34,27 @@ export function partnersOf(rows: readonly (readonly Row[])[], heads: number): Pa
     weight: each.reduce((a, b) => a + b, 0) / heads,
   }));
   return found.sort((a, b) => b.weight - a.weight || a.unit - b.unit);
+}
+
+/** How a word stands out. */
+export interface Standing {
+  readonly chosen: boolean;
+  /** Its share in what is chosen on the other side. */
+  readonly partner: Partner | undefined;
+  readonly faint: boolean;
+}
+
+const FAINT = 0.02; // the share below which a partner is faint
+
+export function standingOf(
+  side: Side,
+  unit: number,
+  choice: Choice | null,
+  partners: ReadonlyMap<number, Partner>,
+): Standing {
+  const chosen = choice?.side === side && choice.units.includes(unit);
+  const partner = choice && choice.side !== side ? partners.get(unit) : undefined;
+  return { chosen, partner, faint: choice !== null && !chosen && !((partner?.weight ?? 0) >= FAINT) };
 }
 
 /** Parts of a weight, from 0 to 1; together 1. */

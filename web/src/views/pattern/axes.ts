@@ -26,6 +26,12 @@ export interface Pair {
   readonly key: number;
 }
 
+/** What is chosen of the queries and of the keys. */
+export interface Chosen {
+  readonly query: number | null;
+  readonly key: number | null;
+}
+
 /** Sums of a part of a map: `MarginsAnswer`, and of what. Differences may be less than nothing. */
 export interface Sums {
   readonly queries: Range;
@@ -45,7 +51,7 @@ export interface Frame {
   readonly keyLabels: readonly string[] | null;
   readonly sums: Sums | null;
   readonly pointed: Pair | null;
-  readonly chosen: { query: number | null; key: number | null };
+  readonly chosen: Chosen;
   /** A single weight, if it is known. */
   readonly weightAt: (query: number, key: number) => number | undefined;
 }
@@ -65,7 +71,12 @@ export function mapBox({ box, window, extent }: Pick<Frame, "box" | "window" | "
   return { left: box.left, top: box.top, width, height };
 }
 
-export function guttersOf(labels: readonly string[], narrow: boolean, titled: boolean, pen: Pen): Gutters {
+export function guttersOf(
+  labels: readonly string[],
+  narrow: boolean,
+  titled: boolean,
+  pen: Pick<Pen, "width">,
+): Gutters {
   const widest = labels.slice(0, 512).reduce((most, label) => Math.max(most, pen.width(label, true)), 0);
   const longest = narrow ? 74 : 116;
   const room = Math.min(Math.max(widest + 14, 58), longest);

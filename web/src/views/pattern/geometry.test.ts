@@ -15,6 +15,7 @@ import {
 } from "./geometry";
 
 const size = { width: 800, height: 600 };
+const box = { left: 0, top: 0, ...size };
 const long = { queries: 131_072, keys: 131_072 };
 const short = { queries: 16, keys: 16 };
 
@@ -31,9 +32,9 @@ describe("windows", () => {
   it("keeps what is under the pointer there while it zooms, down to one pair", () => {
     const point = { x: 321.5, y: 234.5 };
     let window = windowOf({ queries: [65_000, 65_600], keys: [100_000, 100_800] }, long, size);
-    const pair = pairAt(window, point, long);
+    const pair = pairAt({ window, box, extent: long }, point);
     for (let i = 0; i < 40; i++) window = zoomed(window, 1.5, point, long, size);
-    expect(pairAt(window, point, long)).toEqual(pair);
+    expect(pairAt({ window, box, extent: long }, point)).toEqual(pair);
     expect(window.sx).toBe(540);
     for (let i = 0; i < 80; i++) window = zoomed(window, 1 / 1.5, point, long, size);
     expect(window).toEqual(whole(long, size));
@@ -77,9 +78,10 @@ describe("windows", () => {
   });
 
   it("finds no pair beside the map", () => {
-    const window = whole(short, size);
-    expect(pairAt(window, { x: 599, y: 599 }, short)).toEqual({ query: 15, key: 15 });
-    expect(pairAt(window, { x: 601, y: 10 }, short)).toBeNull();
+    const map = { window: whole(short, size), box, extent: short };
+    expect(pairAt(map, { x: 599, y: 599 })).toEqual({ query: 15, key: 15 });
+    expect(pairAt(map, { x: 601, y: 10 })).toBeNull();
+    expect(pairAt({ ...map, box: { ...box, left: 100, top: 50 } }, { x: 99, y: 60 })).toBeNull();
   });
 });
 

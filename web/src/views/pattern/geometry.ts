@@ -27,9 +27,18 @@ export interface Size {
   readonly height: number;
 }
 
+export interface Point {
+  readonly x: number;
+  readonly y: number;
+}
+
 export interface Box extends Size {
   readonly left: number;
   readonly top: number;
+}
+
+export function contains({ left, top, width, height }: Box, { x, y }: Point): boolean {
+  return x >= left && x < left + width && y >= top && y < top + height;
 }
 
 /** Beyond this ratio of its sides, a map is stretched. */
@@ -80,19 +89,18 @@ export function tokensIn(window: Window, extent: Extent, size: Size): { queries:
   };
 }
 
+/** As much of a range as a map of so many tokens has; at least one token of it. */
+export function clipped([start, stop]: Range, tokens: number): Range {
+  return [Math.min(start, tokens - 1), Math.max(Math.min(stop, tokens), 1)];
+}
+
 /** Pixels per token where one pair fills the view. */
 function closest(all: Window, size: Size): number {
   return Math.max(Math.min(size.width, size.height) * 0.9, all.sx);
 }
 
 /** Closer (factor > 1) or farther, around a point of the screen. */
-export function zoomed(
-  window: Window,
-  factor: number,
-  point: { x: number; y: number },
-  extent: Extent,
-  size: Size,
-): Window {
+export function zoomed(window: Window, factor: number, point: Point, extent: Extent, size: Size): Window {
   const all = whole(extent, size);
   const sx = Math.min(Math.max(window.sx * factor, all.sx), closest(all, size));
   const done = sx / window.sx;
@@ -142,14 +150,22 @@ export function resized(window: Window, from: Size, to: Size): Window {
   return { ...window, sx: window.sx * factor, sy: window.sy * factor };
 }
 
+/** A place in the tokens of a map, with fractions, also beside it. */
+export function placeAt({ window, box }: { window: Window; box: Box }, point: Point): { query: number; key: number } {
+  return {
+    query: window.y + (point.y - box.top) / window.sy,
+    key: window.x + (point.x - box.left) / window.sx,
+  };
+}
+
 /** The token pair at a point; null beside the map. */
 export function pairAt(
-  window: Window,
-  point: { x: number; y: number },
-  extent: Extent,
+  map: { window: Window; box: Box; extent: Extent },
+  point: Point,
 ): { query: number; key: number } | null {
-  const query = Math.floor(window.y + point.y / window.sy);
-  const key = Math.floor(window.x + point.x / window.sx);
+  const place = placeAt(map, point);
+  const [query, key] = [Math.floor(place.query), Math.floor(place.key)];
+  const { extent } = map;
   return query >= 0 && query < extent.queries && key >= 0 && key < extent.keys ? { query, key } : null;
 }
 
@@ -158,12 +174,17 @@ const MOST_TILES = 32;
 
 /** Cells are 2^level tokens wide: the finest level whose cells are at least a pixel, and whose tiles are not too many. */
 export function levelOf(window: Window, extent: Extent, size: Size): number {
-  const coarsest = Math.max(Math.ceil(Math.log2(Math.max(extent.queries, extent.keys) / TILE)), 0); // one tile holds all
+  const coarsest = coarsestLevel(extent);
   let level = Math.max(Math.ceil(Math.log2(1 / Math.max(window.sx, window.sy)) - 1e-9), 0);
   if (level >= coarsest) return coarsest;
   const { queries, keys } = tokensIn(window, extent, size);
   while (tilesAlong(queries, level) * tilesAlong(keys, level) > MOST_TILES) level++;
   return level;
+}
+
+/** The level at which one tile holds all of a map. */
+export function coarsestLevel({ queries, keys }: Extent): number {
+  return Math.max(Math.ceil(Math.log2(Math.max(queries, keys) / TILE)), 0);
 }
 
 function tilesAlong([start, stop]: Range, level: number): number {

@@ -1,10 +1,6 @@
 /** Mouse, finger and pen on the maps. */
 import type { Engine } from "./engine";
-
-interface Point {
-  x: number;
-  y: number;
-}
+import type { Point } from "./geometry";
 
 export interface Heard {
   /** A pair was clicked. */

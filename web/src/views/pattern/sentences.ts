@@ -1,8 +1,10 @@
 /** What a map says, in words. */
 import type { Scale } from "../../model/colour";
 import type { Range } from "../../source/contract";
-import type { Pointed, PointedSum, State } from "./engine";
+import type { State } from "./engine";
 import type { Cell } from "./facts";
+import type { Pointed } from "./pointing";
+import type { PointedSum } from "./sums";
 
 /** The tokens along a side; null: not known. */
 export type Labels = readonly string[] | null;

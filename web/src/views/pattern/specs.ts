@@ -2,7 +2,6 @@
 import type { Looked, Place } from "../../look.svelte";
 import { headName } from "../../parts/names";
 import type { Head, SiteInfo, TextInfo, TokensAnswer } from "../../source/contract";
-import type { MapSpec } from "./engine";
 import type { Subject } from "./tiles";
 
 /** The most small maps beside the large one. */
@@ -12,6 +11,18 @@ export const MOST_SMALL = 6;
 export interface Sequences {
   readonly queries: TokensAnswer | null;
   readonly keys: TokensAnswer | null;
+}
+
+/** A map to be shown. */
+export interface MapSpec {
+  readonly subject: Subject;
+  /** What is taken off it. */
+  readonly against: Subject | null;
+  readonly title: string;
+  readonly queryLabels: readonly string[] | null;
+  readonly keyLabels: readonly string[] | null;
+  /** Which keys are special tokens, where the scale is to leave them out. */
+  readonly specialKeys: ArrayLike<number> | null;
 }
 
 /** A small map, and where it is to be found. */

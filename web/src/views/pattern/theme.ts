@@ -25,19 +25,6 @@ export function themeOf(element: HTMLElement): Theme {
   return theme;
 }
 
-/** Call back when the page turns light or dark, until the returned function is called. */
-export function whenThemeChanges(element: HTMLElement, changed: () => void): () => void {
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const observer = new MutationObserver(changed);
-  const root = element.closest(".saccade");
-  if (root) observer.observe(root, { attributes: true, attributeFilter: ["data-theme"] });
-  dark.addEventListener("change", changed);
-  return () => {
-    observer.disconnect();
-    dark.removeEventListener("change", changed);
-  };
-}
-
 function soft(colour: string): string {
   return `rgb(${bytes(colour).join(" ")} / 0.55)`;
 }

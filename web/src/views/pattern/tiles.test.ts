@@ -138,25 +138,23 @@ describe("what is drawn", () => {
     const cache = new TileCache(1e9);
     put(cache, 3, 0, 0);
     const fine = [put(cache, 1, 0, 0), put(cache, 1, 1, 0)];
-    const { tiles, whole } = drawn(cache, subject, places);
-    expect(whole).toBe(true);
-    expect(new Set(tiles)).toEqual(new Set(fine));
+    expect(new Set(drawn(cache, subject, places))).toEqual(new Set(fine));
   });
 
   it("is the nearest coarse one below the fine until then, and no other", () => {
     const cache = new TileCache(1e9);
     const fine = put(cache, 1, 0, 0);
     const [coarse] = [put(cache, 2, 0, 0), put(cache, 3, 0, 0), put(cache, 2, 1, 1)];
-    expect(drawn(cache, subject, places)).toEqual({ tiles: [coarse, fine], whole: false });
+    expect(drawn(cache, subject, places)).toEqual([coarse, fine]);
   });
 
   it("is what finer ones there are where the coarse one is far too coarse, or none", () => {
     const cache = new TileCache(1e9);
     const fine = put(cache, 0, 3, 1);
     put(cache, 0, 7, 7); // elsewhere
-    expect(drawn(cache, subject, places).tiles).toEqual([fine]);
+    expect(drawn(cache, subject, places)).toEqual([fine]);
     const coarse = put(cache, 4, 0, 0);
-    expect(drawn(cache, subject, places).tiles).toEqual([coarse, fine]);
+    expect(drawn(cache, subject, places)).toEqual([coarse, fine]);
   });
 });
 

@@ -224,16 +224,14 @@ export class TileCache {
 /** How far from the right level a tile may be to stand in for one that is not there yet: two levels. */
 const NEAR = 4;
 
-/** What to draw for a part of a map, in this order: the coarse first, so that the fine covers it. `whole`: nothing is missing. */
-export function drawn(cache: TileCache, subject: Subject, places: readonly Place[]): { tiles: Tile[]; whole: boolean } {
+/** What to draw for a part of a map, in this order: the coarse first, so that the fine covers it. */
+export function drawn(cache: TileCache, subject: Subject, places: readonly Place[]): Tile[] {
   const chosen = new Set<Tile>();
-  let whole = true;
   for (const place of places) {
     const tile = cache.find(subject, place);
-    if (!tile) whole = false;
     for (const one of tile ? [tile] : standIns(cache.of(subject), place)) chosen.add(one);
   }
-  return { tiles: [...chosen].sort((a, b) => b.cell - a.cell), whole };
+  return [...chosen].sort((a, b) => b.cell - a.cell);
 }
 
 /** For a tile that is missing: the finest that covers its place, and if that is far too coarse, what finer ones there are. */

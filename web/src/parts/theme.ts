@@ -1,8 +1,8 @@
 /** Colours of the page for what is no element: pixels of a canvas, a saved drawing. */
-import type { RGB } from "./draw";
+import type { Colour } from "../model/colour";
 
 /** What a style sheet's colour is on an element, in its theme. */
-export function rgbOf(element: Element, colour: string): RGB {
+export function rgbOf(element: Element, colour: string): Colour {
   const probe = document.createElement("span");
   probe.style.color = colour;
   element.append(probe);
@@ -12,7 +12,7 @@ export function rgbOf(element: Element, colour: string): RGB {
 }
 
 /** A colour as attributes of an SVG have it. */
-export function cssOf(colour: readonly number[]): string {
+export function cssOf(colour: Colour): string {
   return `rgb(${colour.join(",")})`;
 }
 
