@@ -7,7 +7,7 @@ that dtype is off (three times for gradients). The oracle itself, `reference` in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -261,9 +261,10 @@ def _size(x: Tensor) -> float:
 
 
 class Conformance:
-    """Subclass with a backend's name; pytest collects the subclass."""
+    """Subclass with a backend's name; pytest collects the subclass. Tests that take a shape run with each of `shapes`."""
 
     backend: str
+    shapes: Sequence[Shape] = SHAPES
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     float64 = True  # whether it computes float64, which gradcheck needs
 
@@ -292,13 +293,11 @@ class Conformance:
     def _seed(self) -> None:
         torch.manual_seed(0)
 
-    @pytest.mark.parametrize("shape", SHAPES, ids=str)
     @pytest.mark.parametrize("mask", MASKS)
     def test_masks(self, mask: str, shape: Shape) -> None:
         for dtype in self.dtypes:
             self.check(Case(shape, MASKS[mask](shape), dtype=dtype))
 
-    @pytest.mark.parametrize("shape", SHAPES[1:7], ids=str)
     @pytest.mark.parametrize("bias", BIASES)
     @pytest.mark.parametrize("mask", ["none", "causal", "sinks-and-window", "dense"])
     def test_scores(self, mask: str, bias: str, shape: Shape) -> None:
@@ -404,7 +403,6 @@ class Conformance:
         ours = saccade.attention(query, query, query, bias=bias, backend=self.backend)
         assert_close(ours[0, 0, 1], query[0, 0].mean(0), 2 * FLOOR[self.dtypes[0]], "output")
 
-    @pytest.mark.parametrize("shape", SHAPES, ids=str)
     @pytest.mark.parametrize("mask", ["none", "causal", "sinks-and-window", "padding", "dense"])
     def test_given_the_lse(self, mask: str, shape: Shape) -> None:
         """Statistics, the transposed product and windows, from queries, keys and the lse."""

@@ -1,13 +1,32 @@
 """What tests share: modules (conformance.py, nets.py, architectures.py) that can be imported, the command line."""
 
 import io
+import os
 import sys
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 for folder in ("", "adapters", "analysis", "trace"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
+
+# Triton finds out when it is imported whether it is to interpret kernels: it does where there is no GPU.
+INTERPRET = "TRITON_INTERPRET"
+if not torch.cuda.is_available():
+    os.environ[INTERPRET] = "1"
+    with suppress(ImportError):
+        import_module("triton")
+    del os.environ[INTERPRET]
+
+
+def pytest_generate_tests(metafunc):
+    """Run a backend's suite with the shapes that it names."""
+    shapes = getattr(metafunc.cls, "shapes", None)
+    if shapes is not None and "shape" in metafunc.fixturenames:
+        metafunc.parametrize("shape", shapes, ids=str)
 
 
 @pytest.fixture(scope="session")

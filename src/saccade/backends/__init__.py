@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from saccade.backends.contract import Backend, Forward, Gradients, Inputs
 from saccade.backends.cpu import CPU
+from saccade.backends.gpu import GPU
 from saccade.backends.reference import Reference
 from saccade.backends.tiled import Tiled
 from saccade.errors import BackendError
@@ -12,7 +13,7 @@ from saccade.scores import Problem
 __all__ = ["BACKENDS", "Backend", "Forward", "Gradients", "Inputs", "choose", "get"]
 
 # In the order of preference.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPU(), Tiled(), Reference())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPU(), GPU(), Tiled(), Reference())}
 
 
 def get(name: str) -> Backend:

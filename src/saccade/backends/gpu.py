@@ -1,0 +1,710 @@
+"""Attention on an NVIDIA GPU by Triton kernels (`gpu_kernels.py`): the host's side.
+
+One kernel goes through the pattern by rows: the output, the lse and what is asked of each row. A second pass, without
+values, goes by columns: what each key receives, maps, and transposed products. The gradients are one pass each way, in
+which the weights are computed again. No kernel adds to what another program writes, so that results are the same bits
+in each run.
+
+Tiles are not tuned while a program runs, but taken from a table (`_TILES`) that `benchmarks/gpu.py --tune` measures:
+a first call costs no more than its compilation, and two runs add up in the same order.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saccade.backends.contract import Backend, Forward, Gradients, Inputs, sink_gradient
+from saccade.backends.tiled import Tiled
+from saccade.masks import Dense, Intervals
+from saccade.scores import ALiBi, DenseBias, Problem, RelativeBias
+from saccade.statistics import (
+    Distance,
+    Entropy,
+    Map,
+    Mass,
+    MaxWeight,
+    Received,
+    Statistic,
+    Tensors,
+    TopKeys,
+)
+
+WIDEST = 256  # D and Dv
+MOST_TOP_KEYS = 32  # that are kept in a program's registers
+MOST_LINES = 65_535  # batch elements times heads: programs along the second axis
+MOST_CELLS = 64 << 20  # bytes of sums of a map before they are added up by key; more are done in parts
+LOG2_E = 1.4426950408889634
+_CHUNK = 128  # numbers that a program adds up at a time
+
+_BIASES = {DenseBias: 1, ALiBi: 2, RelativeBias: 3}
+
+
+# ---------------------------------------------------------------------------------------- what there is
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in Python, on the CPU's tensors: a way to test them without a GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why no kernel runs on a device, or None if they do."""
+    if device.type == "cpu" and not interpreted():
+        return "tensors are on the CPU"
+    return _unavailable(device)
+
+
+@functools.cache
+def _unavailable(device: torch.device) -> str | None:
+    if device.type not in {"cuda", "cpu"} or torch.version.hip is not None:
+        return f"the kernels run on NVIDIA GPUs, and tensors are on {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is missing: pip install 'saccade[gpu]'"
+    if device.type == "cpu":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:  # noqa: PLR2004
+        return f"the kernels need compute capability 8.0 or later; this GPU has {major}.{minor}"
+    return None
+
+
+def _kernels() -> ModuleType:
+    from saccade.backends import gpu_kernels
+
+    return gpu_kernels
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+# ---------------------------------------------------------------------------------------- tiles
+
+
+class Tiling(NamedTuple):
+    """How a kernel is run: queries and keys of a tile, warps of a program, and tiles that are fetched ahead."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# By kernel, bytes of a number, and the width of a head as a power of two. Measured on: nothing yet.
+_TILES: dict[tuple[str, int, int], Tiling] = {
+    ("rows", 2, 64): Tiling(128, 128, 4, 3),
+    ("rows", 2, 128): Tiling(128, 128, 8, 2),
+    ("rows", 2, 256): Tiling(128, 64, 8, 2),
+    ("rows", 4, 64): Tiling(64, 64, 4, 2),
+    ("rows", 4, 128): Tiling(64, 32, 4, 2),
+    ("rows", 4, 256): Tiling(32, 32, 4, 1),
+    ("few", 2, 64): Tiling(16, 128, 4, 3),
+    ("few", 2, 128): Tiling(16, 64, 4, 3),
+    ("few", 2, 256): Tiling(16, 32, 4, 3),
+    ("few", 4, 64): Tiling(16, 64, 4, 3),
+    ("few", 4, 128): Tiling(16, 32, 4, 3),
+    ("few", 4, 256): Tiling(16, 32, 4, 2),
+    ("columns", 2, 64): Tiling(128, 128, 8, 3),
+    ("columns", 2, 128): Tiling(64, 128, 8, 3),
+    ("columns", 2, 256): Tiling(64, 64, 4, 2),
+    ("columns", 4, 64): Tiling(64, 64, 4, 2),
+    ("columns", 4, 128): Tiling(32, 64, 4, 2),
+    ("columns", 4, 256): Tiling(32, 32, 4, 1),
+    ("backward", 2, 64): Tiling(64, 128, 8, 2),
+    ("backward", 2, 128): Tiling(64, 128, 8, 2),
+    ("backward", 2, 256): Tiling(32, 64, 8, 1),
+    ("backward", 4, 64): Tiling(32, 64, 4, 2),
+    ("backward", 4, 128): Tiling(32, 32, 4, 1),
+    ("backward", 4, 256): Tiling(16, 32, 4, 1),
+}
+_SMALLEST = 16  # rows, keys and widths of a product of matrices
+
+
+def tiling(kernel: str, dtype: torch.dtype, width: int) -> Tiling:
+    """The tiles of a kernel for numbers of a type, and a width that is a power of two."""
+    return _TILES[kernel, dtype.itemsize, max(64, width)]
+
+
+def _power(n: int) -> int:
+    """The smallest power of two that holds n, at least `_SMALLEST`."""
+    return max(_SMALLEST, 1 << max(n - 1, 0).bit_length())
+
+
+# ---------------------------------------------------------------------------------------- the backend
+
+
+class GPU(Backend):
+    """The Triton kernels."""
+
+    name = "gpu"
+
+    def refuses(self, problem: Problem, inputs: Inputs) -> str | None:
+        """See `Backend.refuses`. Any problem is served, in three dtypes, with heads up to 256 wide."""
+        del problem
+        reason = unavailable(inputs.query.device)
+        if reason is not None:
+            return reason
+        if inputs.query.dtype == torch.float64:
+            return "the kernels do not compute float64"
+        width = max(inputs.query.shape[-1], inputs.value.shape[-1])
+        if width > WIDEST:
+            return f"the kernels serve heads up to {WIDEST} wide, and these are {width}"
+        lines = inputs.lengths.batch * inputs.lengths.heads
+        return f"{lines:,} heads in all are more than {MOST_LINES:,}" if lines > MOST_LINES else None
+
+    def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
+        """See `Backend.forward`. Memory: O(N D).
+
+        Row statistics ride along; those by key, and masses of groups, take passes of their own without values. More
+        than 32 top keys are found by `tiled`.
+        """
+        run = _Run(problem, inputs)
+        output = inputs.empty_output()
+        lse = run.new_rows() if want_lse or statistics else None
+        with run.device():
+            results = run.look(statistics, output=output, lse=lse)
+        return Forward(output, run.new_rows(0) if lse is None else lse, results)
+
+    def observe(
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        lse: Float[Tensor, "B H Nq"],
+        statistics: Sequence[Statistic],
+        *,
+        partial: bool = False,
+    ) -> list[Tensors]:
+        """See `Backend.observe`. O(Nq Nk D) time for what goes by rows, and again for what goes by columns."""
+        run = _Run(problem, inputs)
+        with run.device():
+            return run.look(statistics, given=lse.float().contiguous() if partial else None)
+
+    def transposed(
+        self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], rows: Float[Tensor, "B H Nq Y"]
+    ) -> Float[Tensor, "B H Nk Y"]:
+        """See `Backend.transposed`. The rows are added up in the inputs' dtype, in sums of float32."""
+        del lse  # far from 0 it has lost digits, so that weights are computed from the scores again
+        run = _Run(problem, inputs)
+        with run.device():
+            state = run.new_state()
+            run.rows(state)
+            return run.product(rows.to(inputs.query.dtype), state)
+
+    def window(
+        self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], queries: slice, keys: slice
+    ) -> Float[Tensor, "B H rows columns"]:
+        """See `Backend.window`. The time and memory of the window."""
+        run = _Run(problem, inputs)
+        with run.device():
+            return run.window(lse.float().contiguous(), queries, keys)
+
+    def backward(
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        forward: Forward,
+        grad_output: Float[Tensor, "B H Nq Dv"],
+        grad_lse: Float[Tensor, "B H Nq"],
+        *,
+        want_bias: bool = True,
+    ) -> Gradients:
+        """See `Backend.backward`. Weights are computed again, once by columns and once by rows."""
+        run = _Run(problem, inputs)
+        with run.device():
+            grads = run.backward(forward, grad_output.to(inputs.query.dtype), grad_lse, want_bias=want_bias)
+        return replace(grads, sinks=sink_gradient(problem, forward, grad_output, grad_lse))
+
+
+# ---------------------------------------------------------------------------------------- one problem
+
+
+def _passes(asked: Sequence[tuple[Statistic, Tensors]]) -> list[dict[str, tuple[Statistic, Tensors]]]:
+    """What goes by rows, in as few passes as can be: one of each kind in a pass."""
+    passes: list[dict[str, tuple[Statistic, Tensors]]] = []
+    for statistic, result in asked:
+        if not isinstance(statistic, Entropy | MaxWeight | Distance) and not _is_few_top_keys(statistic):
+            continue
+        kind = statistic.field
+        for together in passes:
+            if kind not in together:
+                together[kind] = (statistic, result)
+                break
+        else:
+            passes.append({kind: (statistic, result)})
+    return passes
+
+
+def _is_few_top_keys(statistic: Statistic) -> bool:
+    return isinstance(statistic, TopKeys) and statistic.k <= MOST_TOP_KEYS
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _shared(x: Tensor, dim: int) -> int:
+    """The stride of a dimension; 0 where it has size 1 and serves every index."""
+    return 0 if x.shape[dim] == 1 else x.stride(dim)
+
+
+class _Run:
+    """One problem as the kernels take it."""
+
+    def __init__(self, problem: Problem, inputs: Inputs) -> None:
+        self.problem, self.inputs = problem, inputs
+        self.kernels = _kernels()
+        self.query, self.key, self.value = (_unit_stride(x) for x in (inputs.query, inputs.key, inputs.value))
+        self.dtype = self.query.dtype
+        self.lines = inputs.lengths.batch * inputs.lengths.heads
+        exact = self.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+        plain = problem.bias is None and problem.softcap is None
+        width = self.query.shape[-1]
+        precision = "ieee" if exact else "tf32"
+        # What every kernel is compiled for.
+        self.form = self.kernels.Form(
+            D=width,
+            DP=_power(width),
+            DV=1,
+            DVP=_SMALLEST,
+            ROWS=0,
+            KEYS=0,
+            MASK=0 if problem.mask is None else 1 if isinstance(problem.mask, Intervals) else 2,
+            BIAS=0 if problem.bias is None else _BIASES[type(problem.bias)],
+            CAP=problem.softcap is not None,
+            RAW=plain and problem.scale > 0,
+            PRECISION=precision,
+            PRODUCT=precision,
+        )
+
+    def device(self) -> AbstractContextManager[Any]:
+        """Kernels are launched on the device of the context."""
+        return torch.cuda.device(self.query.device) if self.query.is_cuda else nullcontext()
+
+    # ------------------------------------------------------------------------------------ memory
+
+    def new_rows(self, *shape: int) -> Tensor:
+        """A number for each row, ``(B, H, Nq)``, or another shape."""
+        lengths = self.inputs.lengths
+        shape = shape or (lengths.batch, lengths.heads, lengths.queries)
+        return torch.empty(shape, dtype=torch.float32, device=self.query.device)
+
+    def new_state(self) -> Any:
+        """What weights are computed from, with all digits: the top of each row, and its share of a weight."""
+        return self.kernels.Results(self._rows, top=self.new_rows(), share=self.new_rows())
+
+    @property
+    def _rows(self) -> int:
+        return self.lines * self.inputs.lengths.queries
+
+    # ------------------------------------------------------------------------------------ arguments
+
+    def _operand(self, x: Tensor) -> Any:
+        """A tensor ``(B | 1, H | 1, N, D)`` whose last stride is 1."""
+        return self.kernels.Operand(x, _shared(x, 0), _shared(x, 1), x.stride(2))
+
+    def _packed(self, value: Tensor | None) -> Any:
+        """The problem, with these values."""
+        problem, lengths = self.problem, self.inputs.lengths
+        unit = 1.0 if problem.bias is not None else LOG2_E
+        pages = self.inputs.pages
+        return self.kernels.Problem(
+            query=self._operand(self.query),
+            key=self._operand(self.key)._replace(batch=self.key.stride(0)),
+            value=None if value is None else self._operand(value),
+            heads=lengths.heads,
+            group=self.inputs.group,
+            queries=lengths.queries,
+            keys=lengths.keys,
+            factor=problem.scale / problem.softcap if problem.softcap is not None else problem.scale * unit,
+            cap=(problem.softcap or 0.0) * unit,
+            mask=self._mask(),
+            bias=self._bias(),
+            sinks=self._sinks(),
+            pages=None if pages is None else self.kernels.Pages(pages, pages.stride(0), self.key.shape[2]),
+        )
+
+    def _mask(self) -> Any:
+        mask = self.problem.mask
+        if mask is None:
+            return None
+        if isinstance(mask, Dense):
+            visible = _unit_stride(mask.visible)
+            return self.kernels.Dense(
+                visible.view(torch.uint8), _shared(visible, 0), _shared(visible, 1), visible.stride(2)
+            )
+        starts, stops = mask.starts.contiguous(), mask.stops.contiguous()
+        return self.kernels.Intervals(starts, stops, _shared(starts, 0), _shared(starts, 1), mask.runs)
+
+    def _bias(self, values: Tensor | None = None) -> Any:
+        """The bias, or something of its shape."""
+        bias = self.problem.bias
+        if bias is None:
+            return None
+        values = bias.values.detach() if values is None else values
+        if values.dtype not in {torch.float32, torch.bfloat16, torch.float16}:
+            values = values.float()
+        dense = isinstance(bias, DenseBias)
+        values = values if dense else values.contiguous()
+        return self.kernels.Bias(
+            values,
+            _shared(values, 0),
+            _shared(values, 1),
+            row=_shared(values, 2) if dense else 0,
+            key=_shared(values, 3) if dense else 0,
+            offset=bias.offset or 0,
+            first=bias.first if isinstance(bias, RelativeBias) else 0,
+            count=values.shape[-1],
+        )
+
+    def _sinks(self) -> Any:
+        sinks = self.problem.sinks
+        if sinks is None:
+            return None
+        sinks = sinks.detach().float().contiguous()
+        return self.kernels.Sinks(sinks, _shared(sinks, 0))
+
+    def _launch(self, name: str, grid: tuple[int, ...], tiles: Tiling, *arguments: Any) -> None:
+        """Run a kernel, unless there is nothing to do."""
+        if min(grid) > 0:
+            kernel = getattr(self.kernels, f"{name}_kernel")
+            kernel[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages)
+
+    def _tiles(self, kernel: str, width: int = 0) -> Tiling:
+        return tiling(kernel, self.dtype, _power(max(width, self.query.shape[-1])))
+
+    # ------------------------------------------------------------------------------------ by rows
+
+    def look(
+        self,
+        statistics: Sequence[Statistic],
+        *,
+        output: Tensor | None = None,
+        lse: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> list[Tensors]:
+        """Statistics, and the output and the lse where there is memory for them.
+
+        `given`: the pattern is a part of one with more keys, whose lse this is.
+        """
+        lengths = self.inputs.lengths
+        asked = [(statistic, statistic.empty(lengths, torch.float32)) for statistic in statistics]
+        by_key = [(statistic, result) for statistic, result in asked if statistic.by_key]
+        known = self.kernels.Results(self._rows, lse=given)
+        if by_key and given is None:
+            known = self.new_state()
+        first, *later = _passes(asked) or [{}]
+        self.rows(known._replace(lse=lse, given=given), first, output=output)
+        for together in later:
+            self.rows(self.kernels.Results(self._rows, given=given), together)
+        for statistic, result in asked:
+            if isinstance(statistic, Mass):
+                self._mass(statistic, result[0], given)
+            elif isinstance(statistic, TopKeys) and not _is_few_top_keys(statistic):
+                self._many_top_keys(statistic, result, lse, given)
+        self._by_key(by_key, known)
+        return [statistic.finish(result, lengths) for statistic, result in asked]
+
+    def rows(
+        self,
+        results: Any,
+        asked: dict[str, tuple[Statistic, Tensors]] | None = None,
+        *,
+        output: Tensor | None = None,
+        value: Tensor | None = None,
+        product: str | None = None,
+    ) -> None:
+        """A pass by rows.
+
+        Args:
+            results: `Results` with memory for what is wanted besides `asked`.
+            asked: statistics of different kinds by their names, with their memory.
+            output: memory for the output.
+            value: other values than the problem's, ``(B | 1, 1, Nk, Dv)``.
+            product: precision of products with them.
+        """
+        asked = asked or {}
+        entropy, largest, distance = (asked[name][1][0] if name in asked else None for name in _NAMES)
+        results = results._replace(entropy=entropy, max_weight=largest, distance=distance)
+        top = 0
+        if "top_keys" in asked:
+            statistic, (index, weight) = asked["top_keys"]
+            assert isinstance(statistic, TopKeys)
+            top, results = statistic.k, results._replace(top_index=index, top_weight=weight)
+        if output is None and all(field is None for field in results[1:9]):
+            return
+        offset = asked["distance"][0].offset if distance is not None else 0  # type: ignore[attr-defined]
+        if output is not None and value is None:
+            value = self.value
+        self._rows_pass(results, offset, top, output, value, product)
+
+    def _rows_pass(
+        self, results: Any, offset: int, top: int, output: Tensor | None, value: Tensor | None, product: str | None
+    ) -> None:
+        lengths, group = self.inputs.lengths, self.inputs.group
+        width = 1 if output is None else output.shape[-1]
+        few = lengths.queries * group <= _SMALLEST
+        tiles = self._tiles("few" if few else "rows", width)
+        lines = self.lines // group if few else self.lines
+        blocks = -(-lengths.queries * (group if few else 1) // tiles.rows)
+        form = self._form(
+            tiles,
+            width,
+            PRODUCT=product or self.form.PRECISION,
+            ENTROPY=results.entropy is not None,
+            DISTANCE=results.distance is not None,
+            TOP=top,
+            K=0 if top == 0 else 1 << (top - 1).bit_length(),
+            PACKED=few,
+        )
+        packed = self._packed(value)
+        out = None if output is None else self._operand(output)
+        share = self._share_of_keys(blocks * lines, tiles)
+        if output is None or top > 0 or results.given is not None or share >= lengths.keys:
+            self._launch("rows", (blocks, lines), tiles, packed, out, results, offset, 0, form)
+            return
+        splits = -(-lengths.keys // share)
+        sums = self.new_rows(splits, self._rows, width)
+        parts = self.kernels.Results(
+            self._rows,
+            top=self.new_rows(splits, self._rows),
+            share=self.new_rows(splits, self._rows),
+            entropy=None if results.entropy is None else self.new_rows(splits, self._rows),
+            distance=None if results.distance is None else self.new_rows(splits, self._rows),
+        )
+        grid = (blocks, lines, splits)
+        self._launch("rows", grid, tiles, packed, sums, parts, offset, share, form._replace(SPLIT=True))
+        held = 1 << (splits - 1).bit_length()
+        self._launch("merge", (self._rows,), _MERGING, packed, sums, parts, out, results, splits, form, held)
+
+    def _form(self, tiles: Tiling, width: int, **others: Any) -> Any:
+        """What a kernel is compiled for: `width` is that of values, or of what stands for them."""
+        return self.form._replace(ROWS=tiles.rows, KEYS=tiles.keys, DV=width, DVP=_power(width), **others)
+
+    def _share_of_keys(self, programs: int, tiles: Tiling) -> int:
+        """Keys that a program looks at, if as many are to run as there are processors, twice over."""
+        keys = max(self.inputs.lengths.keys, 1)
+        splits = max(1, min(2 * _processors(self.query.device) // max(programs, 1), keys // (2 * tiles.keys)))
+        return -(-keys // (splits * tiles.keys)) * tiles.keys
+
+    def _mass(self, statistic: Mass, result: Tensor, given: Tensor | None) -> None:
+        """Masses of groups: the pattern times which group each key is of."""
+        member = _membership(statistic.groups, statistic.count or 0)
+        for start in range(0, result.shape[-1], _COLUMNS):
+            part = slice(start, start + _COLUMNS)
+            results = self.kernels.Results(self._rows, given=given)
+            self.rows(results, output=result[..., part], value=member[..., part], product="tf32x3")
+
+    def _many_top_keys(self, statistic: TopKeys, result: Tensors, lse: Tensor | None, given: Tensor | None) -> None:
+        if lse is None:
+            lse = self.new_rows()
+            self.rows(self.kernels.Results(self._rows, lse=lse))
+        lse, partial = (lse, False) if given is None else (given, True)
+        found = Tiled().observe(self.problem, self.inputs.gathered(), lse, [statistic], partial=partial)
+        for here, there in zip(result, found[0], strict=True):
+            here.copy_(there)
+
+    # ------------------------------------------------------------------------------------ by columns
+
+    def _by_key(self, asked: Sequence[tuple[Statistic, Tensors]], known: Any) -> None:
+        """Statistics by key; one pass serves a map, and what all keys receive."""
+        lengths = self.inputs.lengths
+        sums: Tensor | None = None
+        plain = [(s, r[0]) for s, r in asked if isinstance(s, Received) and s.by is None]
+        if plain:
+            sums = self.new_rows(lengths.batch, lengths.heads, lengths.keys)
+        maps = [(s, r[0]) for s, r in asked if isinstance(s, Map)]
+        for number, (statistic, result) in enumerate(maps):
+            cells = self._map(statistic, known, None if number else sums)
+            if statistic.over_heads:
+                cells = cells.amax(1) if statistic.reduce == "max" else cells.sum(1)
+            result.copy_(cells)
+        if not maps and sums is not None:
+            self._columns(known, sums=sums)
+        for statistic, result in plain:
+            result.copy_(sums.sum(1) if statistic.over_heads else sums)  # type: ignore[union-attr]
+        for statistic, results in asked:
+            if isinstance(statistic, Received) and statistic.by is not None:
+                self._received(statistic, results[0], known)
+
+    def _received(self, statistic: Received, result: Tensor, known: Any) -> None:
+        """What keys receive from groups of queries: the transposed pattern times which group each query is of."""
+        assert statistic.by is not None
+        member = _membership(statistic.by, statistic.count or 0)
+        product = self.product(member, known, precision="tf32x3").mT
+        result.copy_(product.sum(1) if statistic.over_heads else product)
+
+    def product(self, rows: Tensor, known: Any, precision: str | None = None) -> Tensor:
+        """The transposed pattern times ``rows (B | 1, H | 1, Nq, Y)``, float32 ``(B, H, Nk, Y)``."""
+        lengths, rows = self.inputs.lengths, _unit_stride(rows)
+        result = self.new_rows(lengths.batch, lengths.heads, lengths.keys, rows.shape[-1])
+        for start in range(0, rows.shape[-1], _COLUMNS):
+            part = rows[..., start : start + _COLUMNS]
+            product = self.new_rows(*result.shape[:-1], part.shape[-1])
+            self._columns(known, rows=part, product=product, precision=precision)
+            result[..., start : start + _COLUMNS] = product
+        return result
+
+    def _map(self, statistic: Map, known: Any, sums: Tensor | None) -> Tensor:
+        """Sums or the largest weights of cells, ``(B, H, cells_q, cells_k)``; and what keys receive, in the same pass."""
+        lengths = self.inputs.lengths
+        cells_q, cells_k = statistic.grid(lengths)
+        found = self.new_rows(self.lines, cells_q, cells_k)
+        peak = statistic.reduce == "max"
+        edges = _edges(lengths.keys, cells_k, self.query.device)
+        lines = max(1, min(self.lines, MOST_CELLS // max(4 * cells_q * lengths.keys, 1)))
+        for start in range(0, self.lines, lines):
+            count = min(lines, self.lines - start)
+            cells = self.new_rows(count, cells_q, lengths.keys)
+            self._columns(known, sums=sums, cells=cells, part=start, peak=peak)
+            here = found[start : start + count]
+            grid = (count * cells_q * cells_k,)
+            self._launch("cells", grid, _MERGING, cells, here, edges, lengths.keys, cells_k, peak, _CHUNK)
+        return found.view(lengths.batch, lengths.heads, cells_q, cells_k)
+
+    def _columns(
+        self,
+        known: Any,
+        *,
+        rows: Tensor | None = None,
+        product: Tensor | None = None,
+        sums: Tensor | None = None,
+        cells: Tensor | None = None,
+        part: int = 0,
+        peak: bool = False,
+        precision: str | None = None,
+    ) -> None:
+        """A pass by columns; see `gpu_kernels.columns_kernel`."""
+        lengths = self.inputs.lengths
+        width = 1 if rows is None else rows.shape[-1]
+        tiles = self._tiles("columns", width)
+        cell_rows = 1 if cells is None else cells.shape[1]
+        if cells is not None:  # blocks of rows that are not much higher than a cell
+            tiles = tiles._replace(rows=min(tiles.rows, _power(-(-lengths.queries // max(cell_rows, 1)))))
+        spans = self._spans(tiles)
+        lines = self.lines if cells is None else cells.shape[0]
+        grid = (-(-lengths.keys // tiles.keys), lines)
+        form = self._form(tiles, width, PEAK=peak, PRODUCT=precision or self.form.PRECISION)
+        operand = None if rows is None else self._operand(rows)
+        edges = _edges(lengths.queries, cell_rows, self.query.device)
+        arguments = (known, operand, product, sums, cells, edges, cell_rows, spans, part)
+        self._launch("columns", grid, tiles, self._packed(None), *arguments, form)
+
+    def _spans(self, tiles: Tiling) -> Any:
+        """Which blocks of rows each tile of keys has to look at."""
+        mask, lengths = self.problem.mask, self.inputs.lengths
+        if not isinstance(mask, Intervals):
+            return None
+        batch, heads = mask.starts.shape[:2]
+        blocks, tiles_of_keys = -(-lengths.queries // tiles.rows), -(-lengths.keys // tiles.keys)
+        new = functools.partial(torch.empty, dtype=torch.int32, device=self.query.device)
+        bounds, spans = new(batch, heads, blocks, mask.runs, 4), new(batch, heads, tiles_of_keys, 4)
+        packed = self._packed(None)
+        self._launch("bounds", (blocks, batch * heads), _MERGING, packed, bounds, tiles.rows)
+        grid = (tiles_of_keys, batch * heads)
+        self._launch("spans", grid, _MERGING, packed, bounds, spans, blocks, tiles.keys, _CHUNK)
+        return self.kernels.Spans(spans, _shared(spans, 0), _shared(spans, 1))
+
+    def window(self, lse: Tensor, queries: slice, keys: slice) -> Tensor:
+        """See `Backend.window`."""
+        lengths = self.inputs.lengths
+        rows, columns = queries.stop - queries.start, keys.stop - keys.start
+        result = self.new_rows(lengths.batch, lengths.heads, max(rows, 0), max(columns, 0))
+        tiles = self._tiles("columns")
+        results = self.kernels.Results(self._rows, lse=lse)
+        grid = (-(-columns // tiles.keys), -(-rows // tiles.rows), self.lines)
+        bounds = (queries.start, queries.stop, keys.start, keys.stop)
+        form = self._form(tiles, 1)
+        self._launch("window", grid, tiles, self._packed(None), results, result, *bounds, form)
+        return result
+
+    # ------------------------------------------------------------------------------------ backward
+
+    def backward(self, forward: Forward, grad_output: Tensor, grad_lse: Tensor, *, want_bias: bool) -> Gradients:
+        """All gradients but those of sinks."""
+        lengths, width = self.inputs.lengths, self.value.shape[-1]
+        delta = (grad_output.float() * forward.output.float()).sum(-1) - grad_lse.float()
+        grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (self.query, self.key, self.value)]
+        bias = self.problem.bias if want_bias else None
+        ends = isinstance(bias, ALiBi | RelativeBias)
+        low, high = (self.new_rows() if ends else None for _ in range(2))
+        results = self.kernels.Results(self._rows, lse=forward.lse.contiguous())
+        grad = self._operand(_unit_stride(grad_output))
+        tiles = self._tiles("backward", width)
+        form, arguments = self._form(tiles, width), (self._packed(self.value), results, grad, delta)
+        query_grad, key_grad, value_grad = (self._operand(x) for x in grads)
+        scale = self.problem.scale
+        grid = (-(-lengths.keys // tiles.keys), self.lines // self.inputs.group)
+        self._launch("backward_keys", grid, tiles, *arguments, key_grad, value_grad, self._spans(tiles), scale, form)
+        # By rows, a tile's sides change their parts.
+        turned = form._replace(ROWS=tiles.keys, KEYS=tiles.rows, BIAS_GRAD=ends)
+        grid = (-(-lengths.queries // tiles.keys), self.lines)
+        self._launch("backward_rows", grid, tiles, *arguments, query_grad, low, high, scale, turned)
+        bias_grad = None
+        if isinstance(bias, DenseBias):
+            bias_grad = self._dense_bias(bias, tiles, arguments, form)
+        elif isinstance(bias, ALiBi):
+            assert low is not None
+            bias_grad = low.sum(-1)
+        elif isinstance(bias, RelativeBias):
+            bias_grad = self._relative_bias(bias, (low, high), arguments, form)
+        if bias is not None and bias_grad is not None:
+            bias_grad = bias_grad.sum_to_size(bias.values.shape).to(bias.values.dtype)
+        return Gradients(grads[0], grads[1], grads[2], bias_grad, None)
+
+    def _dense_bias(self, bias: DenseBias, tiles: Tiling, arguments: tuple[Any, ...], form: Any) -> Tensor:
+        lengths, values = self.inputs.lengths, bias.values
+        result = torch.zeros(values.shape, dtype=torch.float32, device=values.device)
+        batch, heads, rows, keys = values.shape
+        blocks, tiles_of_keys = -(-lengths.queries // tiles.rows), -(-lengths.keys // tiles.keys)
+        shared = (
+            lengths.batch // max(batch, 1),
+            lengths.heads // max(heads, 1),
+            blocks if rows == 1 else 1,
+            tiles_of_keys if keys == 1 else 1,
+        )
+        grid = (1 if keys == 1 else tiles_of_keys, 1 if rows == 1 else blocks, batch * heads)
+        form = form._replace(SUM_ROWS=rows == 1, SUM_KEYS=keys == 1)
+        self._launch("dense_bias", grid, tiles, *arguments, self._bias(result), *shared, form)
+        return result
+
+    def _relative_bias(
+        self, bias: RelativeBias, ends: tuple[Tensor | None, ...], arguments: tuple[Any, ...], form: Any
+    ) -> Tensor:
+        lengths, count = self.inputs.lengths, bias.values.shape[-1]
+        blocks = -(-lengths.queries // _BAND)
+        parts = torch.zeros(lengths.batch, lengths.heads, blocks, count, device=self.query.device)
+        form = form._replace(ROWS=_BAND)
+        self._launch("relative_bias", (blocks, self.lines), _MERGING, *arguments, parts, form)
+        result = parts.double().sum(-2)
+        for place, end in zip((0, -1), ends, strict=True):
+            assert end is not None
+            result[..., place] += end.double().sum(-1)
+        return result
+
+
+_NAMES = ("entropy", "max_weight", "distance")
+_COLUMNS = 64  # of values that are no values of the problem
+_BAND = 32  # rows of which a program adds up the diagonals
+_MERGING = Tiling(0, 0, 4, 1)
+
+
+def _membership(groups: Tensor, count: int) -> Tensor:
+    """Which group each position is of, float32 ``(B | 1, 1, N, count)``."""
+    return (groups[:, None, :, None] == torch.arange(count, device=groups.device)).float()
+
+
+def _edges(length: int, cells: int, device: torch.device) -> Tensor:
+    """Where the cells of a `Map` begin and the last ends, int32 ``(cells + 1,)``."""
+    return (torch.arange(cells + 1, device=device) * length // max(cells, 1)).int()

@@ -1,0 +1,1011 @@
+"""Attention on a GPU as Triton kernels; `gpu.py` calls them, and nothing else imports this module.
+
+Every kernel walks the pattern in tiles and computes a tile's scores by the same few functions (`_raw`, `_score`,
+`_seen`), whichever way it walks: by rows (a block of queries against its keys) or by columns (a block of keys against
+the queries that see it). What a program writes nobody else writes: no atomic operations, the same bits in each run.
+
+A tile is *inside* if all its queries see all its keys: no mask is needed there. Others are *edges*. In an edge, what is
+hidden must not leak through products with 0, as 0 * NaN is NaN: keys, values and rows that are not finite count as 0
+there, and whoever does see them is given NaN.
+
+Scores are in units of ln 2, so that the exponential is exp2; where there is a bias they stay in nats, as
+the lowest float times log2 e would overflow.
+"""
+
+# ruff: noqa: ANN001, ANN202, N803, N806, PLR0913, PLR0917  constants are capitals, as Triton writes them
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+INFINITY = tl.constexpr(float("inf"))
+NAN = tl.constexpr(float("nan"))
+
+
+class Form(NamedTuple):
+    """What a kernel is compiled for (`C` in what follows).
+
+    Attributes:
+        D, DV: widths of queries, and of values or of what stands for them.
+        DP, DVP: the powers of two that hold them.
+        ROWS, KEYS: queries and keys of a tile.
+        MASK: 0: all is seen; 1: intervals; 2: a dense mask.
+        BIAS: 0: none; 1: dense; 2: ALiBi; 3: relative.
+        CAP: whether scores are softcapped.
+        RAW: whether a score is just a dot product times a positive factor.
+        PRECISION: of products of float32: "ieee", "tf32" or "tf32x3".
+        PRODUCT: likewise, of products with the weights.
+        ENTROPY, DISTANCE: whether these are asked of each row.
+        TOP, K: how many top keys are asked of each row, and the power of two that holds them; 0 for none.
+        PACKED: the query heads of a key head are rows of one block, so that few queries fill it.
+        SPLIT: a program looks at a part of the keys.
+        PEAK: of cells the largest weight is wanted, not the sum.
+        BIAS_GRAD: whether rows sum up their parts of the gradient of ALiBi's slopes, or a relative bias's ends.
+        SUM_ROWS, SUM_KEYS: a dense bias is shared by all rows, or all keys.
+    """
+
+    D: int
+    DP: int
+    DV: int
+    DVP: int
+    ROWS: int
+    KEYS: int
+    MASK: int
+    BIAS: int
+    CAP: bool
+    RAW: bool
+    PRECISION: str
+    PRODUCT: str
+    ENTROPY: bool = False
+    DISTANCE: bool = False
+    TOP: int = 0
+    K: int = 0
+    PACKED: bool = False
+    SPLIT: bool = False
+    PEAK: bool = False
+    BIAS_GRAD: bool = False
+    SUM_ROWS: bool = False
+    SUM_KEYS: bool = False
+
+
+class Operand(NamedTuple):
+    """A tensor ``(B, H, N, D)``: its memory and its strides; that of the last dimension is 1."""
+
+    pointer: Any
+    batch: int
+    head: int
+    row: int
+
+
+class Intervals(NamedTuple):
+    """`saccade.masks.Intervals`, contiguous; strides are 0 where one serves all."""
+
+    starts: Any
+    stops: Any
+    batch: int
+    head: int
+    runs: int
+
+
+class Dense(NamedTuple):
+    """`saccade.masks.Dense`; strides are 0 where one serves all."""
+
+    visible: Any
+    batch: int
+    head: int
+    row: int
+
+
+class Bias(NamedTuple):
+    """A bias; strides are 0 where one value serves all. `offset`, `first` and `count` as in `saccade.scores`."""
+
+    values: Any
+    batch: int
+    head: int
+    row: int
+    key: int
+    offset: int
+    first: int
+    count: int
+
+
+class Sinks(NamedTuple):
+    """Logits ``(B | 1, H)``."""
+
+    pointer: Any
+    batch: int
+
+
+class Pages(NamedTuple):
+    """A page table ``(B, n)``, and how many keys a page holds."""
+
+    pointer: Any
+    batch: int
+    size: int
+
+
+class Problem(NamedTuple):
+    """One attention problem. Which of the fields are None is part of what a kernel is compiled for.
+
+    Attributes:
+        factor: what a dot product is multiplied by: the scale, divided by the softcap if there is one, else in the
+            scores' unit.
+        cap: the softcap in the scores' unit.
+    """
+
+    query: Operand
+    key: Operand
+    value: Operand | None
+    heads: int
+    group: int
+    queries: int
+    keys: int
+    factor: float
+    cap: float
+    mask: Intervals | Dense | None
+    bias: Bias | None
+    sinks: Sinks | None
+    pages: Pages | None
+
+
+# ---------------------------------------------------------------------------------------- tiles of the inputs
+
+
+@triton.jit
+def _tile(operand, batch, head, rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, count, CHECKED: tl.constexpr):
+    """Rows of an operand, ``(rows, PADDED)``; 0 beyond its width, and beyond `count` rows if that is checked."""
+    column = tl.arange(0, PADDED)
+    base = operand.pointer + batch.to(tl.int64) * operand.batch
+    offset = head.to(tl.int64) * operand.head + rows.to(tl.int64) * operand.row
+    at = base + offset[:, None] + column[None, :]
+    if CHECKED:
+        inside = (rows < count)[:, None]
+        if WIDTH != PADDED:
+            inside = inside & (column < WIDTH)[None, :]
+        return tl.load(at, mask=inside, other=0.0)
+    if WIDTH != PADDED:
+        return tl.load(at, mask=(column < WIDTH)[None, :], other=0.0)
+    return tl.load(at)
+
+
+@triton.jit
+def _of_keys(operand, p, batch, key_head, keys, WIDTH: tl.constexpr, PADDED: tl.constexpr, CHECKED: tl.constexpr):
+    """Keys or values ``(keys, PADDED)``, from one piece of memory or from pages."""
+    if p.pages is None:
+        return _tile(operand, batch, key_head, keys, WIDTH, PADDED, p.keys, CHECKED)
+    column = tl.arange(0, PADDED)
+    there = keys < p.keys
+    page = tl.load(p.pages.pointer + batch * p.pages.batch + keys // p.pages.size, mask=there, other=0)
+    offset = page.to(tl.int64) * operand.batch + (keys % p.pages.size).to(tl.int64) * operand.row
+    at = operand.pointer + key_head.to(tl.int64) * operand.head + offset[:, None] + column[None, :]
+    return tl.load(at, mask=there[:, None] & (column < WIDTH)[None, :], other=0.0)
+
+
+@triton.jit
+def _is_finite(x):
+    return tl.abs(x.to(tl.float32)) < INFINITY
+
+
+@triton.jit
+def _finite(x):
+    """What is finite of a tile; 0 in place of the rest."""
+    return tl.where(_is_finite(x), x, 0.0).to(x.dtype)
+
+
+# ---------------------------------------------------------------------------------------- scores
+
+
+@triton.jit
+def _raw(a, b, C: tl.constexpr):
+    """Dot products of the rows of two tiles; NaN wherever one is infinite, and never a plausible -inf."""
+    product = tl.dot(a, tl.trans(b), input_precision=C.PRECISION)
+    return tl.fma(product, product * 0.0, product)
+
+
+@triton.jit
+def _tanh(x):
+    return 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2_E)) + 1.0)
+
+
+@triton.jit
+def _bias_at(p, batch, head, i, j, C: tl.constexpr):
+    """The bias at queries and keys that broadcast against each other, in nats."""
+    base = p.bias.values + batch.to(tl.int64) * p.bias.batch + head.to(tl.int64) * p.bias.head
+    if C.BIAS == 1:
+        at = base + tl.minimum(i, p.queries - 1).to(tl.int64) * p.bias.row
+        at = at + tl.minimum(j, p.keys - 1).to(tl.int64) * p.bias.key
+        return tl.load(at).to(tl.float32)
+    if C.BIAS == 2:
+        return tl.load(base).to(tl.float32) * -tl.abs((i + p.bias.offset - j).to(tl.float32))
+    place = tl.minimum(tl.maximum(j - i - p.bias.offset - p.bias.first, 0), p.bias.count - 1)
+    return tl.load(base + place).to(tl.float32)
+
+
+@triton.jit
+def _score(raw, p, batch, head, i, j, C: tl.constexpr):
+    """Scores of a tile whose queries and keys broadcast, and the hyperbolic tangent on the way (else 0)."""
+    s = raw * p.factor
+    tanh = 0.0
+    if C.CAP:
+        tanh = _tanh(s)
+        s = tanh * p.cap
+    if C.BIAS != 0:
+        s = s + _bias_at(p, batch, head, i, j, C)
+    return s, tanh
+
+
+@triton.jit
+def _seen(p, batch, head, i, j, C: tl.constexpr):
+    """Which keys which queries see; `i` and `j` broadcast against each other, `head` against `i`."""
+    seen = (j < p.keys) & (i < p.queries)
+    if C.MASK == 1:
+        row = tl.minimum(i, p.queries - 1).to(tl.int64) * p.mask.runs
+        row = row + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
+        within = j < 0
+        for run in range(p.mask.runs):
+            start, stop = tl.load(p.mask.starts + row + run), tl.load(p.mask.stops + row + run)
+            within = within | ((j >= start) & (j < stop))
+        seen = seen & within
+    if C.MASK == 2:
+        at = p.mask.visible + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
+        at = at + tl.minimum(i, p.queries - 1).to(tl.int64) * p.mask.row + tl.minimum(j, p.keys - 1)
+        seen = seen & (tl.load(at) != 0)
+    return seen
+
+
+# ---------------------------------------------------------------------------------------- by rows
+
+
+@triton.jit
+def _keep_top(s, j, best, at, K: tl.constexpr):
+    """Of each row, the K largest so far, ``(ROWS, K)`` in any order, and their keys; NaN counts as the largest."""
+    slot = tl.arange(0, K)[None, :]
+    s = tl.where(s == s, s, INFINITY)  # noqa: PLR0124
+    top, where = tl.max(s, 1, return_indices=True)
+    worst = tl.min(best, 1)
+    first = tl.min(j, 0)
+    column = j - first
+    while tl.max((top > worst).to(tl.int32), 0) > 0:
+        here = (slot == tl.argmin(best, 1)[:, None]) & (top > worst)[:, None]
+        best = tl.where(here, top[:, None], best)
+        at = tl.where(here, (first + where)[:, None], at)
+        s = tl.where(column[None, :] == where[:, None], -INFINITY, s)
+        top, where = tl.max(s, 1, return_indices=True)
+        worst = tl.min(best, 1)
+    return best, at
+
+
+@triton.jit
+def _look(p, q, state, batch, head, key_head, i, first, stop, offset, C: tl.constexpr, EDGE: tl.constexpr):
+    """Have a block of rows look at tiles of keys, and add up what they see (online softmax, arXiv 1805.02867).
+
+    The state: sum of w v, largest score m, sum of w, sum of w log2 w, sum of w times distance, top scores, their keys;
+    w = exp(s - m).
+    """
+    acc, m, total, bits, far, best, at = state
+    for tile in range(first, stop):
+        j = tile * C.KEYS + tl.arange(0, C.KEYS)
+        k = _of_keys(p.key, p, batch, key_head, j, C.D, C.DP, EDGE)
+        raw = _raw(q, k, C)
+        if EDGE:
+            seen = _seen(p, batch, head[:, None], i[:, None], j[None, :], C)
+        if C.RAW:  # scores are not needed themselves: one multiplication and addition leads to the exponent
+            if EDGE:
+                raw = tl.where(seen, raw, -INFINITY)
+            top = tl.maximum(m, tl.max(raw, 1) * p.factor)
+            base = tl.where(top == -INFINITY, 0.0, top)
+            s = raw * p.factor
+            x = s - base[:, None]
+        else:
+            s, _ = _score(raw, p, batch, head[:, None], i[:, None], j[None, :], C)
+            if EDGE:
+                s = tl.where(seen, s, -INFINITY)
+            top = tl.maximum(m, tl.max(s, 1))
+            base = tl.where(top == -INFINITY, 0.0, top)
+            x = s - base[:, None]
+            if C.BIAS != 0:
+                x = x * LOG2_E
+        w = tl.exp2(x)
+        change = m - base
+        if C.BIAS != 0:
+            change = change * LOG2_E
+        shrink = tl.exp2(change)
+        if C.ENTROPY:
+            x = tl.maximum(x, -1000.0)  # w is 0 there, and 0 * -inf would be NaN
+            bits = shrink * (bits + tl.maximum(change, -1000.0) * total) + tl.sum(w * x, 1)
+        if C.DISTANCE:
+            away = tl.abs((i + offset)[:, None] - j[None, :]).to(tl.float32)
+            far = shrink * far + tl.sum(w * away, 1)
+        total = shrink * total + tl.sum(w, 1)
+        m = top
+        if C.K > 0:
+            best, at = _keep_top(s, j, best, at, C.K)
+        if p.value is not None:
+            v = _of_keys(p.value, p, batch, key_head, j, C.DV, C.DVP, EDGE)
+            acc = acc * shrink[:, None]
+            if EDGE:
+                finite = _is_finite(v)
+                if tl.min(tl.min(finite.to(tl.int32), 1), 0) == 0:
+                    bad = tl.dot(seen.to(v.dtype), tl.where(finite, 0.0, 1.0).to(v.dtype), input_precision="ieee")
+                    acc = tl.where(bad > 0, NAN, acc)
+                v = tl.where(finite, v, 0.0).to(v.dtype)
+            acc = tl.dot(w.to(v.dtype), v, acc, input_precision=C.PRODUCT)
+    return acc, m, total, bits, far, best, at
+
+
+@triton.jit
+def rows_kernel(p, out, results, offset, share, C: tl.constexpr):
+    """Blocks of rows: the output, and what is asked of each row. A program has one block, and with SPLIT some keys.
+
+    Args:
+        out: an `Operand`, or with SPLIT memory for sums ``(splits, B, H, Nq, DV)``; not looked at without values.
+        results: a `Results`; those asked for are pointers.
+        offset: position of the first query among the keys, for distances.
+        share: keys of a program, with SPLIT.
+    """
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first, under a causal mask
+    row = block * C.ROWS + tl.arange(0, C.ROWS)
+    if C.PACKED:
+        key_heads = p.heads // p.group
+        batch, key_head = tl.program_id(1) // key_heads, tl.program_id(1) % key_heads
+        there = row < p.queries * p.group
+        row = tl.minimum(row, p.queries * p.group - 1)
+        head, i = key_head * p.group + row // p.queries, row % p.queries
+    else:
+        batch = tl.program_id(1) // p.heads
+        head = tl.program_id(1) % p.heads + row * 0
+        key_head = (tl.program_id(1) % p.heads) // p.group
+        there = row < p.queries
+        i = tl.minimum(row, p.queries - 1)
+    column = tl.arange(0, C.DP)
+    at = head.to(tl.int64) * p.query.head + i.to(tl.int64) * p.query.row
+    at = p.query.pointer + batch.to(tl.int64) * p.query.batch + at[:, None] + column[None, :]
+    q = tl.load(at, mask=(column < C.D)[None, :], other=0.0)
+
+    acc = tl.zeros((C.ROWS, C.DVP), tl.float32)
+    m = tl.full((C.ROWS,), -INFINITY, tl.float32)
+    zero = tl.zeros((C.ROWS,), tl.float32)
+    KS: tl.constexpr = C.K if C.K > 0 else 1
+    best = tl.full((C.ROWS, KS), -INFINITY, tl.float32)
+    state = acc, m, zero, zero, zero, best, tl.full((C.ROWS, KS), -1, tl.int32)
+    least, most = 0, p.keys
+    if C.SPLIT:
+        least = tl.program_id(2) * share
+        most = tl.minimum(p.keys, least + share)
+    if C.MASK == 1:
+        at = i.to(tl.int64) * p.mask.runs + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
+        done = least // C.KEYS
+        for run in range(p.mask.runs):
+            starts, stops = tl.load(p.mask.starts + at + run), tl.load(p.mask.stops + at + run)
+            some = starts < stops
+            start = tl.maximum(tl.min(tl.where(some, starts, p.keys), 0), least)
+            stop = tl.minimum(tl.max(tl.where(some, stops, 0), 0), most)
+            # Tiles from `first` to `last`; those from `inner` to `outer` are inside.
+            first = tl.maximum(start // C.KEYS, done)
+            last = tl.maximum(tl.cdiv(stop, C.KEYS), first)
+            inner = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(tl.max(starts, 0), least), C.KEYS), first), last)
+            outer = tl.minimum(tl.maximum(tl.minimum(tl.min(stops, 0), most) // C.KEYS, inner), last)
+            state = _look(p, q, state, batch, head, key_head, i, first, inner, offset, C, True)
+            state = _look(p, q, state, batch, head, key_head, i, inner, outer, offset, C, False)
+            state = _look(p, q, state, batch, head, key_head, i, outer, last, offset, C, True)
+            done = tl.maximum(done, last)
+    else:
+        inner = least // C.KEYS
+        if C.MASK == 0:
+            inner = most // C.KEYS
+            state = _look(p, q, state, batch, head, key_head, i, least // C.KEYS, inner, offset, C, False)
+        state = _look(p, q, state, batch, head, key_head, i, inner, tl.cdiv(most, C.KEYS), offset, C, True)
+
+    acc, m, total, bits, far, best, keys = state
+    place = (batch * p.heads + head).to(tl.int64) * p.queries + i
+    value_column = tl.arange(0, C.DVP)
+    if C.SPLIT:
+        place = place + tl.program_id(2).to(tl.int64) * results.rows
+        at = out + place[:, None] * C.DV + value_column[None, :]
+        tl.store(at, acc, mask=there[:, None] & (value_column < C.DV)[None, :])
+        tl.store(results.top + place, m, mask=there)
+        tl.store(results.share + place, total, mask=there)
+        if C.ENTROPY:
+            tl.store(results.entropy + place, bits, mask=there)
+        if C.DISTANCE:
+            tl.store(results.distance + place, far, mask=there)
+    else:
+        sink = tl.full((C.ROWS,), -INFINITY, tl.float32)
+        if p.sinks is not None:
+            sink = _sink(p, batch, head, C)
+        given = zero
+        if results.given is not None:
+            given = tl.load(results.given + place)
+        m, lse, weight = _normalize(m, total, sink, given, C, results.given is not None)
+        if p.value is not None:
+            acc = acc * weight[:, None]
+            acc = tl.where(_is_finite(acc), acc, NAN)
+            at = head.to(tl.int64) * out.head + i.to(tl.int64) * out.row
+            at = out.pointer + batch.to(tl.int64) * out.batch + at[:, None] + value_column[None, :]
+            tl.store(at, acc.to(out.pointer.dtype.element_ty), mask=there[:, None] & (value_column < C.DV)[None, :])
+        _store_rows(results, place, there, m, lse, weight, total, bits, far, C)
+        if C.TOP > 0:
+            _store_top(results, place, there, m, weight, best, keys, C)
+
+
+class Results(NamedTuple):
+    """Where results by row go, each contiguous ``(B, H, Nq)``, or ``(B, H, Nq, k)``; None for what is not wanted.
+
+    Attributes:
+        rows: B H Nq.
+        lse: in nats.
+        top, share: a weight is exp(s - top) * share, s and top in the scores' unit; with SPLIT, m and the sum of w.
+        given: an lse in nats of which these keys are a part.
+    """
+
+    rows: int
+    lse: Any = None
+    entropy: Any = None
+    max_weight: Any = None
+    distance: Any = None
+    top_index: Any = None
+    top_weight: Any = None
+    top: Any = None
+    share: Any = None
+    given: Any = None
+
+
+@triton.jit
+def _sink(p, batch, head, C: tl.constexpr):
+    """The sinks of some heads, in the scores' unit."""
+    sink = tl.load(p.sinks.pointer + batch * p.sinks.batch + head).to(tl.float32)
+    if C.BIAS == 0:
+        sink = sink * LOG2_E
+    return sink
+
+
+@triton.jit
+def _normalize(m, total, sink, given, C: tl.constexpr, GIVEN: tl.constexpr):
+    """Rows that have seen all their keys: m, 0 where they saw none; their lse in nats; what w becomes a weight by."""
+    UNIT: tl.constexpr = 1.0 if C.BIAS != 0 else LN_2  # nats of a score's unit
+    top = tl.maximum(m, sink)
+    top = tl.where(top == -INFINITY, 0.0, top)
+    shrink = tl.exp2((m - top) * (UNIT * LOG2_E))
+    whole = shrink * total + tl.exp2((sink - top) * (UNIT * LOG2_E))
+    lse = top * UNIT + tl.log2(whole) * LN_2
+    blind = whole == 0.0
+    lse = tl.where(blind, -INFINITY, lse)
+    weight = tl.where(blind, 0.0, shrink / tl.where(blind, 1.0, whole))
+    m = tl.where(m == -INFINITY, 0.0, m)
+    if GIVEN:
+        lse = given
+        weight = tl.where(given == -INFINITY, 0.0, tl.exp2((m * UNIT - given) * LOG2_E))
+    # Whoever saw nothing but a sink has weights of 0, and none of NaN.
+    weight = tl.where(total == 0.0, 0.0, weight)
+    return m, lse, weight
+
+
+@triton.jit
+def _store_rows(results, place, there, m, lse, weight, total, bits, far, C: tl.constexpr):
+    """Write what is asked of each row."""
+    UNIT: tl.constexpr = 1.0 if C.BIAS != 0 else LN_2
+    if results.lse is not None:
+        tl.store(results.lse + place, lse, mask=there)
+    if results.top is not None:
+        tl.store(results.top + place, m, mask=there)
+    if results.share is not None:
+        tl.store(results.share + place, weight, mask=there)
+    if results.max_weight is not None:
+        tl.store(results.max_weight + place, weight, mask=there)
+    if C.ENTROPY:
+        # -sum p ln p with p = weight * w: ln p = ln weight + ln w.
+        log = tl.where(weight > 0.0, tl.log2(tl.where(weight == 0.0, 1.0, weight)), weight)
+        tl.store(results.entropy + place, -weight * (total * log + bits) * LN_2, mask=there)
+    if C.DISTANCE:
+        tl.store(results.distance + place, weight * far, mask=there)
+
+
+@triton.jit
+def _store_top(results, place, there, m, weight, best, keys, C: tl.constexpr):
+    """Write the top keys, the heaviest first."""
+    UNIT: tl.constexpr = 1.0 if C.BIAS != 0 else LN_2
+    slot = tl.arange(0, C.K)[None, :]
+    for rank in range(C.TOP):
+        score, where = tl.max(best, 1, return_indices=True)
+        taken = slot == where[:, None]
+        key = tl.sum(tl.where(taken, keys, 0), 1)
+        best = tl.where(taken, -INFINITY, best)
+        found = tl.where(score == -INFINITY, 0.0, tl.exp2((score - m) * (UNIT * LOG2_E)) * weight)
+        tl.store(results.top_weight + place * C.TOP + rank, found, mask=there)
+        tl.store(results.top_index + place * C.TOP + rank, tl.where(found > 0.0, key, -1).to(tl.int64), mask=there)
+
+
+@triton.jit
+def merge_kernel(p, sums, parts, out, results, splits, C: tl.constexpr, SPLITS: tl.constexpr):
+    """One row from the parts that `rows_kernel` left of it with SPLIT (`sums`, and `Results` of parts)."""
+    UNIT: tl.constexpr = 1.0 if C.BIAS != 0 else LN_2
+    place = tl.program_id(0).to(tl.int64)
+    i, line = (place % p.queries).to(tl.int32), place // p.queries
+    head, batch = (line % p.heads).to(tl.int32), (line // p.heads).to(tl.int32)
+    split = tl.arange(0, SPLITS)
+    there = split < splits
+    at = split.to(tl.int64) * parts.rows + place
+    tops = tl.load(parts.top + at, mask=there, other=-INFINITY)
+    totals = tl.load(parts.share + at, mask=there, other=0.0)
+    m = tl.max(tops, 0)
+    base = tl.where(m == -INFINITY, 0.0, m)
+    change = (tops - base) * (UNIT * LOG2_E)
+    shrink = tl.exp2(change)
+    total = tl.sum(shrink * totals, 0)
+    bits, far = 0.0, 0.0
+    if C.ENTROPY:
+        some = tl.load(parts.entropy + at, mask=there, other=0.0)
+        bits = tl.sum(shrink * (some + tl.maximum(change, -1000.0) * totals), 0)
+    if C.DISTANCE:
+        far = tl.sum(shrink * tl.load(parts.distance + at, mask=there, other=0.0), 0)
+    column = tl.arange(0, C.DVP)
+    acc = tl.load(
+        sums + at[:, None] * C.DV + column[None, :], mask=there[:, None] & (column < C.DV)[None, :], other=0.0
+    )
+    acc = tl.sum(acc * shrink[:, None], 0)
+    sink = m * 0.0 - INFINITY
+    if p.sinks is not None:
+        sink = _sink(p, batch, head, C)
+    m, lse, weight = _normalize(m, total, sink, 0.0, C, False)
+    acc = acc * weight
+    acc = tl.where(_is_finite(acc), acc, NAN)
+    at = out.pointer + batch.to(tl.int64) * out.batch + head.to(tl.int64) * out.head + i.to(tl.int64) * out.row + column
+    tl.store(at, acc.to(out.pointer.dtype.element_ty), mask=column < C.DV)
+    _store_rows(results, place, True, m, lse, weight, total, bits, far, C)
+
+
+# ---------------------------------------------------------------------------------------- which queries see which keys
+
+
+@triton.jit
+def bounds_kernel(p, bounds, ROWS: tl.constexpr):
+    """Of each block of rows and run of its intervals: keys that some row sees, and keys that all see, ``(..., 4)``."""
+    block, line = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row = tl.minimum(block * ROWS + tl.arange(0, ROWS), p.queries - 1)
+    blocks = tl.num_programs(0)
+    for run in range(p.mask.runs):
+        at = (line * p.queries + row) * p.mask.runs + run
+        starts, stops = tl.load(p.mask.starts + at), tl.load(p.mask.stops + at)
+        some = starts < stops
+        to = bounds + ((line * blocks + block) * p.mask.runs + run) * 4
+        tl.store(to, tl.min(tl.where(some, starts, p.keys), 0))
+        tl.store(to + 1, tl.max(tl.where(some, stops, 0), 0))
+        tl.store(to + 2, tl.max(starts, 0))
+        tl.store(to + 3, tl.min(stops, 0))
+
+
+@triton.jit
+def spans_kernel(p, bounds, spans, blocks, KEYS: tl.constexpr, CHUNK: tl.constexpr):
+    """Of each block of keys: the blocks of rows to look at, and which in a row among them are inside, ``(..., 4)``."""
+    tile, line = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    start = tile * KEYS
+    stop = start + KEYS
+    first, last, inner = blocks, 0, blocks
+    for chunk in range(0, blocks, CHUNK):
+        block = chunk + tl.arange(0, CHUNK)
+        touched, inside = _touches(p, bounds, line, block, blocks, start, stop)
+        first = tl.minimum(first, tl.min(tl.where(touched, block, blocks), 0))
+        last = tl.maximum(last, tl.max(tl.where(touched, block + 1, 0), 0))
+        inner = tl.minimum(inner, tl.min(tl.where(inside, block, blocks), 0))
+    outer = last
+    for chunk in range(0, blocks, CHUNK):
+        block = chunk + tl.arange(0, CHUNK)
+        _, inside = _touches(p, bounds, line, block, blocks, start, stop)
+        outer = tl.minimum(outer, tl.min(tl.where((block > inner) & (inside == 0), block, blocks), 0))
+    first = tl.minimum(first, last)
+    inner = tl.minimum(tl.maximum(inner, first), last)
+    outer = tl.maximum(outer, inner)
+    to = spans + (line * tl.num_programs(0) + tile) * 4
+    tl.store(to, first)
+    tl.store(to + 1, inner)
+    tl.store(to + 2, outer)
+    tl.store(to + 3, last)
+
+
+@triton.jit
+def _touches(p, bounds, line, block, blocks, start, stop):
+    """Whether blocks of rows see some of a tile of keys, and whether they see all of it."""
+    there = block < blocks
+    touched, inside = block < 0, block < 0
+    for run in range(p.mask.runs):
+        at = bounds + ((line * blocks + block) * p.mask.runs + run) * 4
+        some, some_stop = tl.load(at, mask=there, other=0), tl.load(at + 1, mask=there, other=0)
+        every, every_stop = tl.load(at + 2, mask=there, other=0), tl.load(at + 3, mask=there, other=0)
+        touched = touched | ((some < stop) & (some_stop > start))
+        inside = inside | ((every <= start) & (every_stop >= stop))
+    return touched & there, inside & there
+
+
+# ---------------------------------------------------------------------------------------- by columns
+
+
+class Spans(NamedTuple):
+    """What `spans_kernel` wrote; strides are 0 where one serves all batch elements, or heads."""
+
+    pointer: Any
+    batch: int
+    head: int
+
+
+@triton.jit
+def _span(p, spans, tile, batch, head, C: tl.constexpr):
+    """Blocks of rows that a tile of keys looks at: from `first`, inside from `inner` to `outer`, to `last`."""
+    blocks = tl.cdiv(p.queries, C.ROWS)
+    first, inner, outer, last = blocks * 0, blocks * 0, p.queries // C.ROWS, blocks
+    if C.MASK == 1:
+        at = spans.pointer + batch.to(tl.int64) * spans.batch + head.to(tl.int64) * spans.head + tile * 4
+        first, inner, outer, last = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+        outer = tl.maximum(tl.minimum(outer, p.queries // C.ROWS), inner)
+    if C.MASK == 2:
+        outer = inner
+    if (tile + 1) * C.KEYS > p.keys:
+        outer = inner
+    return first, inner, outer, last
+
+
+@triton.jit
+def _rows_of_state(results, place, there, C: tl.constexpr):
+    """What weights of some rows are computed with: w = exp(s - base) * share, s and base in the scores' unit."""
+    if results.share is not None:
+        base = tl.load(results.top + place, mask=there, other=0.0)
+        return base, tl.load(results.share + place, mask=there, other=0.0)
+    UNIT: tl.constexpr = 1.0 if C.BIAS != 0 else LOG2_E
+    lse = tl.load(results.lse + place, mask=there, other=-INFINITY)
+    blind = lse == -INFINITY
+    return tl.where(blind, 0.0, lse * UNIT), tl.where(blind, 0.0, 1.0)
+
+
+@triton.jit
+def _weights(s, base, share, C: tl.constexpr):
+    x = s - base
+    if C.BIAS != 0:
+        x = x * LOG2_E
+    return tl.exp2(x) * share
+
+
+@triton.jit
+def _gather(p, k, state, results, rows, batch, head, j, first, stop, least, most, C: tl.constexpr, EDGE: tl.constexpr):
+    """Have a tile of keys add up what it receives from rows `least` to `most`, in steps of ROWS from `first`.
+
+    The state: sums of weights, the largest ones, and the product of the transposed weights with `rows`.
+    """
+    sums, peaks, product = state
+    for start in range(first, stop, C.ROWS):
+        i = start + tl.arange(0, C.ROWS)
+        q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, EDGE)
+        s, _ = _score(_raw(k, q, C), p, batch, head, i[None, :], j[:, None], C)
+        there = (i >= least) & (i < most)
+        place = (batch * p.heads + head).to(tl.int64) * p.queries + i
+        base, share = _rows_of_state(results, place, there, C)
+        w = _weights(s, base[None, :], share[None, :], C)
+        if EDGE:
+            w = tl.where(_seen(p, batch, head, i[None, :], j[:, None], C) & there[None, :], w, 0.0)
+        sums += tl.sum(w, 1)
+        peaks = _larger(peaks, tl.max(w, 1))
+        if rows is not None:
+            y = _tile(rows, batch, head, i, C.DV, C.DVP, p.queries, EDGE)
+            if EDGE:
+                y = _finite(y)
+            product = tl.dot(w.to(y.dtype), y, product, input_precision=C.PRODUCT)
+    return sums, peaks, product
+
+
+@triton.jit
+def _larger(a, b):
+    """The larger of two; NaN if one is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def columns_kernel(p, results, rows, product, sums, cells, edges, cell_rows, spans, part, C: tl.constexpr):
+    """Tiles of keys against all queries that see them, one range of queries after another.
+
+    Args:
+        results: `Results` with what weights are computed from: top and share, or an lse.
+        rows, product: an `Operand` of rows, and where the transposed product goes, ``(B, H, Nk, Y)``; or None.
+        sums: where sums over all queries go, ``(B, H, Nk)``; or None.
+        cells: where sums (with PEAK the largest) over each range of queries go, ``(lines, cell_rows, Nk)``; or None.
+        edges, cell_rows: where the ranges begin and the last ends, and how many there are.
+        part: the first batch element and head, counted together.
+    """
+    tile = tl.program_id(0)
+    line = tl.program_id(1) + part
+    batch, head = line // p.heads, line % p.heads
+    j = tile * C.KEYS + tl.arange(0, C.KEYS)
+    k = _of_keys(p.key, p, batch, head // p.group, j, C.D, C.DP, True)
+    first, inner, outer, last = _span(p, spans, tile, batch, head, C)
+    whole, products = tl.zeros((C.KEYS,), tl.float32), tl.zeros((C.KEYS, C.DVP), tl.float32)
+    for cell in range(cell_rows):
+        least, most = tl.load(edges + cell), tl.load(edges + cell + 1)
+        # Steps of C.ROWS from `least`: those from `inside` to `outside` are inside.
+        begin = least + tl.maximum(first * C.ROWS - least, 0) // C.ROWS * C.ROWS
+        end = tl.maximum(tl.minimum(last * C.ROWS, most), begin)
+        inside = least + tl.cdiv(tl.maximum(inner * C.ROWS - least, 0), C.ROWS) * C.ROWS
+        inside = tl.minimum(tl.maximum(inside, begin), end)
+        outside = least + tl.maximum(tl.minimum(outer * C.ROWS, most) - least, 0) // C.ROWS * C.ROWS
+        outside = tl.minimum(tl.maximum(outside, inside), end)
+        state = tl.zeros((C.KEYS,), tl.float32), tl.zeros((C.KEYS,), tl.float32), products
+        state = _gather(p, k, state, results, rows, batch, head, j, begin, inside, least, most, C, True)
+        state = _gather(p, k, state, results, rows, batch, head, j, inside, outside, least, most, C, False)
+        state = _gather(p, k, state, results, rows, batch, head, j, outside, end, least, most, C, True)
+        found, peaks, products = state
+        whole += found
+        if cells is not None:
+            at = cells + (tl.program_id(1).to(tl.int64) * cell_rows + cell) * p.keys + j
+            tl.store(at, peaks if C.PEAK else found, mask=j < p.keys)
+    if sums is not None:
+        tl.store(sums + line.to(tl.int64) * p.keys + j, whole, mask=j < p.keys)
+    if rows is not None:
+        column = tl.arange(0, C.DVP)
+        at = product + (line.to(tl.int64) * p.keys + j)[:, None] * C.DV + column[None, :]
+        tl.store(at, products, mask=(j < p.keys)[:, None] & (column < C.DV)[None, :])
+
+
+@triton.jit
+def cells_kernel(cells, out, edges, keys, columns, PEAK: tl.constexpr, CHUNK: tl.constexpr):
+    """Sums, or the largest, over ranges of keys that `edges` bound: ``(lines, Nk)`` to ``(lines, columns)``."""
+    place = tl.program_id(0).to(tl.int64)
+    cell, line = place % columns, place // columns
+    least, most = tl.load(edges + cell), tl.load(edges + cell + 1)
+    found = tl.zeros((CHUNK,), tl.float32)
+    for start in range(least, most, CHUNK):
+        j = start + tl.arange(0, CHUNK)
+        here = tl.load(cells + line * keys + j, mask=j < most, other=0.0)
+        found = _larger(found, here) if PEAK else found + here
+    whole = tl.reduce(found, 0, _larger) if PEAK else tl.sum(found, 0)
+    tl.store(out + place, whole)
+
+
+@triton.jit
+def window_kernel(p, results, out, row_start, row_stop, key_start, key_stop, C: tl.constexpr):
+    """Weights of some queries and keys, ``(B, H, rows, columns)``, from an lse."""
+    line = tl.program_id(2)
+    batch, head = line // p.heads, line % p.heads
+    i = row_start + tl.program_id(1) * C.ROWS + tl.arange(0, C.ROWS)
+    j = key_start + tl.program_id(0) * C.KEYS + tl.arange(0, C.KEYS)
+    q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
+    k = _of_keys(p.key, p, batch, head // p.group, j, C.D, C.DP, True)
+    s, _ = _score(_raw(q, k, C), p, batch, head, i[:, None], j[None, :], C)
+    there = i < row_stop
+    base, share = _rows_of_state(results, line.to(tl.int64) * p.queries + i, there, C)
+    w = _weights(s, base[:, None], share[:, None], C)
+    w = tl.where(_seen(p, batch, head, i[:, None], j[None, :], C), w, 0.0)
+    at = out + (line.to(tl.int64) * (row_stop - row_start) + i - row_start)[:, None] * (key_stop - key_start)
+    tl.store(at + (j - key_start)[None, :], w, mask=there[:, None] & (j < key_stop)[None, :])
+
+
+# ---------------------------------------------------------------------------------------- backward
+
+
+@triton.jit
+def _change(s, tanh, dp, base, share, delta, seen, C: tl.constexpr, EDGE: tl.constexpr):
+    """Of a tile: the weights, and the gradients of the scores and of the dot products times the scale.
+
+    ds = w (dp - delta) (FlashAttention-2, arXiv 2307.08691, algorithm 2); d tanh(x) = 1 - tanh(x)^2.
+    """
+    w = _weights(s, base, share, C)
+    ds = w * (dp - delta)
+    if EDGE:
+        w = tl.where(seen, w, 0.0)
+        ds = tl.where(seen, ds, 0.0)
+    raw = ds
+    if C.CAP:
+        raw = ds * (1.0 - tanh * tanh)
+        if EDGE:
+            raw = tl.where(seen, raw, 0.0)
+    return w, ds, raw
+
+
+@triton.jit
+def _from_rows(p, k, v, state, results, grad, delta, batch, head, j, first, last, C: tl.constexpr, EDGE: tl.constexpr):
+    """Have a tile of keys add up its gradients from blocks of rows."""
+    key_grad, value_grad = state
+    for block in range(first, last):
+        i = block * C.ROWS + tl.arange(0, C.ROWS)
+        there = i < p.queries
+        place = (batch * p.heads + head).to(tl.int64) * p.queries + i
+        q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, EDGE)
+        s, tanh = _score(_raw(k, q, C), p, batch, head, i[None, :], j[:, None], C)
+        seen = tl.full((1, 1), 1, tl.int1)
+        if EDGE:
+            seen = _seen(p, batch, head, i[None, :], j[:, None], C)
+        base, share = _rows_of_state(results, place, there, C)
+        subtracted = tl.load(delta + place, mask=there, other=0.0)
+        do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, EDGE)
+        dp = tl.dot(v, tl.trans(do), input_precision=C.PRECISION)
+        w, _, raw = _change(s, tanh, dp, base[None, :], share[None, :], subtracted[None, :], seen, C, EDGE)
+        if EDGE:
+            q, do = _finite(q), _finite(do)
+        value_grad = tl.dot(w.to(do.dtype), do, value_grad, input_precision=C.PRECISION)
+        key_grad = tl.dot(raw.to(q.dtype), q, key_grad, input_precision=C.PRECISION)
+    return key_grad, value_grad
+
+
+@triton.jit
+def backward_keys_kernel(p, results, grad, delta, key_grad, value_grad, spans, scale, C: tl.constexpr):
+    """Gradients of tiles of keys and their values, from the rows of all query heads that share them.
+
+    Args:
+        grad: an `Operand`, the output's gradient.
+        delta: of each row sum(grad * output) less the lse's gradient, ``(B, H, Nq)``.
+        key_grad, value_grad: `Operand`s.
+    """
+    tile = tl.program_id(0)
+    key_heads = p.heads // p.group
+    batch, key_head = tl.program_id(1) // key_heads, tl.program_id(1) % key_heads
+    j = tile * C.KEYS + tl.arange(0, C.KEYS)
+    k = _tile(p.key, batch, key_head, j, C.D, C.DP, p.keys, True)
+    v = _tile(p.value, batch, key_head, j, C.DV, C.DVP, p.keys, True)
+    state = tl.zeros((C.KEYS, C.DP), tl.float32), tl.zeros((C.KEYS, C.DVP), tl.float32)
+    for member in range(p.group):
+        head = key_head * p.group + member
+        first, inner, outer, last = _span(p, spans, tile, batch, head, C)
+        state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, first, inner, C, True)
+        state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, inner, outer, C, False)
+        state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, outer, last, C, True)
+    _write(key_grad, batch, key_head, j, p.keys, state[0] * scale, C.D, C.DP)
+    _write(value_grad, batch, key_head, j, p.keys, state[1], C.DV, C.DVP)
+
+
+@triton.jit
+def _write(operand, batch, head, rows, count, x, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Rows of an operand."""
+    column = tl.arange(0, PADDED)
+    at = operand.pointer + batch.to(tl.int64) * operand.batch + head.to(tl.int64) * operand.head
+    at = at + (rows.to(tl.int64) * operand.row)[:, None] + column[None, :]
+    tl.store(at, x.to(operand.pointer.dtype.element_ty), mask=(rows < count)[:, None] & (column < WIDTH)[None, :])
+
+
+@triton.jit
+def _from_keys(
+    p, q, do, state, base, share, subtracted, batch, head, i, first, last, C: tl.constexpr, EDGE: tl.constexpr
+):
+    """Have a block of rows add up its gradients from tiles of keys."""
+    query_grad, low, high = state
+    for tile in range(first, last):
+        j = tile * C.KEYS + tl.arange(0, C.KEYS)
+        k = _tile(p.key, batch, head // p.group, j, C.D, C.DP, p.keys, EDGE)
+        v = _tile(p.value, batch, head // p.group, j, C.DV, C.DVP, p.keys, EDGE)
+        s, tanh = _score(_raw(q, k, C), p, batch, head, i[:, None], j[None, :], C)
+        seen = tl.full((1, 1), 1, tl.int1)
+        if EDGE:
+            seen = _seen(p, batch, head, i[:, None], j[None, :], C)
+        dp = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
+        _, ds, raw = _change(s, tanh, dp, base[:, None], share[:, None], subtracted[:, None], seen, C, EDGE)
+        if EDGE:
+            k = _finite(k)
+        query_grad = tl.dot(raw.to(k.dtype), k, query_grad, input_precision=C.PRECISION)
+        if C.BIAS_GRAD and C.BIAS == 2:
+            away = tl.abs((i[:, None] + p.bias.offset - j[None, :]).to(tl.float32))
+            low -= tl.sum(ds * away, 1)
+        if C.BIAS_GRAD and C.BIAS == 3:
+            place = j[None, :] - i[:, None] - p.bias.offset - p.bias.first
+            low += tl.sum(tl.where(place <= 0, ds, 0.0), 1)
+            high += tl.sum(tl.where((place > 0) & (place >= p.bias.count - 1), ds, 0.0), 1)
+    return query_grad, low, high
+
+
+@triton.jit
+def backward_rows_kernel(p, results, grad, delta, query_grad, low, high, scale, C: tl.constexpr):
+    """Gradients of blocks of queries.
+
+    Args:
+        low, high: ``(B, H, Nq)``, with BIAS_GRAD: each row's part of the gradient of ALiBi's slope (low), or of the
+            first and the last value of a relative bias, which stand for all positions beyond.
+    """
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    batch, head = tl.program_id(1) // p.heads, tl.program_id(1) % p.heads
+    i = block * C.ROWS + tl.arange(0, C.ROWS)
+    there = i < p.queries
+    row = tl.minimum(i, p.queries - 1)
+    q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
+    do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True)
+    place = (batch * p.heads + head).to(tl.int64) * p.queries + i
+    base, share = _rows_of_state(results, place, there, C)
+    subtracted = tl.load(delta + place, mask=there, other=0.0)
+    zero = tl.zeros((C.ROWS,), tl.float32)
+    state = tl.zeros((C.ROWS, C.DP), tl.float32), zero, zero
+    if C.MASK == 1:
+        at = row.to(tl.int64) * p.mask.runs + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
+        done = 0
+        for run in range(p.mask.runs):
+            starts, stops = tl.load(p.mask.starts + at + run), tl.load(p.mask.stops + at + run)
+            some = starts < stops
+            first = tl.maximum(tl.min(tl.where(some, starts, p.keys), 0) // C.KEYS, done)
+            last = tl.maximum(tl.cdiv(tl.max(tl.where(some, stops, 0), 0), C.KEYS), first)
+            inner = tl.minimum(tl.maximum(tl.cdiv(tl.max(starts, 0), C.KEYS), first), last)
+            outer = tl.minimum(tl.maximum(tl.min(stops, 0) // C.KEYS, inner), last)
+            state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, first, inner, C, True)
+            state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, inner, outer, C, False)
+            state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, outer, last, C, True)
+            done = tl.maximum(done, last)
+    else:
+        inner = p.keys // C.KEYS if C.MASK == 0 else 0
+        state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, 0, inner, C, False)
+        state = _from_keys(
+            p, q, do, state, base, share, subtracted, batch, head, i, inner, tl.cdiv(p.keys, C.KEYS), C, True
+        )
+    _write(query_grad, batch, head, i, p.queries, state[0] * scale, C.D, C.DP)
+    if C.BIAS_GRAD and C.BIAS >= 2:
+        tl.store(low + place, state[1], mask=there)
+    if C.BIAS_GRAD and C.BIAS == 3:
+        tl.store(high + place, state[2], mask=there)
+
+
+@triton.jit
+def dense_bias_kernel(p, results, grad, delta, out, batches, heads, row_blocks, key_tiles, C: tl.constexpr):
+    """The gradient of a dense bias, a tile of it for each program, which sums over what the bias is shared by.
+
+    Args:
+        out: a `Bias`, contiguous, whose strides are 0 along what is shared.
+        batches, heads, row_blocks, key_tiles: how many batch elements, heads, blocks of rows and tiles of keys share
+            one value of the bias.
+    """
+    tile0, block0, line = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    lines = p.heads // heads
+    total = tl.zeros((C.ROWS, C.KEYS), tl.float32)
+    for shared in range(batches * heads * row_blocks * key_tiles):
+        batch = line // lines + (shared // (heads * row_blocks * key_tiles))
+        head = line % lines + (shared // (row_blocks * key_tiles)) % heads
+        block, tile = block0 + (shared // key_tiles) % row_blocks, tile0 + shared % key_tiles
+        i, j = block * C.ROWS + tl.arange(0, C.ROWS), tile * C.KEYS + tl.arange(0, C.KEYS)
+        there = i < p.queries
+        q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
+        do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True)
+        k = _tile(p.key, batch, head // p.group, j, C.D, C.DP, p.keys, True)
+        v = _tile(p.value, batch, head // p.group, j, C.DV, C.DVP, p.keys, True)
+        s, tanh = _score(_raw(q, k, C), p, batch, head, i[:, None], j[None, :], C)
+        dp = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
+        place = (batch * p.heads + head).to(tl.int64) * p.queries + i
+        base, share = _rows_of_state(results, place, there, C)
+        subtracted = tl.load(delta + place, mask=there, other=0.0)
+        seen = _seen(p, batch, head, i[:, None], j[None, :], C)
+        _, ds, _ = _change(s, tanh, dp, base[:, None], share[:, None], subtracted[:, None], seen, C, True)
+        total += ds
+    base = out.values + (line // lines).to(tl.int64) * out.batch + (line % lines).to(tl.int64) * out.head
+    i, j = block0 * C.ROWS + tl.arange(0, C.ROWS), tile0 * C.KEYS + tl.arange(0, C.KEYS)
+    row, key = i.to(tl.int64) * out.row, j * out.key
+    if C.SUM_ROWS and C.SUM_KEYS:
+        tl.store(base, tl.sum(tl.sum(total, 1), 0))
+    elif C.SUM_ROWS:
+        tl.store(base + key, tl.sum(total, 0), mask=j < p.keys)
+    elif C.SUM_KEYS:
+        tl.store(base + row, tl.sum(total, 1), mask=i < p.queries)
+    else:
+        there = (i < p.queries)[:, None] & (j < p.keys)[None, :]
+        tl.store(base + row[:, None] + key[None, :], total, mask=there)
+
+
+@triton.jit
+def relative_bias_kernel(p, results, grad, delta, out, C: tl.constexpr):
+    """The gradient of a relative bias but for its two ends, from each block of rows: ``(B, H, blocks, count)``.
+
+    A position is one key for each row, so that scores here are no product of matrices.
+    """
+    block, line = tl.program_id(0), tl.program_id(1)
+    batch, head = line // p.heads, line % p.heads
+    i = block * C.ROWS + tl.arange(0, C.ROWS)
+    there = i < p.queries
+    q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True).to(tl.float32)
+    do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
+    place = line.to(tl.int64) * p.queries + i
+    base, share = _rows_of_state(results, place, there, C)
+    subtracted = tl.load(delta + place, mask=there, other=0.0)
+    for position in range(1, p.bias.count - 1):
+        j = i + p.bias.offset + p.bias.first + position
+        key = tl.where((j >= 0) & (j < p.keys), j, p.keys)
+        k = _tile(p.key, batch, head // p.group, key, C.D, C.DP, p.keys, True).to(tl.float32)
+        v = _tile(p.value, batch, head // p.group, key, C.DV, C.DVP, p.keys, True).to(tl.float32)
+        product = tl.sum(q * k, 1)
+        product = tl.fma(product, product * 0.0, product)
+        s, tanh = _score(product, p, batch, head, i, j, C)
+        seen = _seen(p, batch, head, i, key, C)
+        _, ds, _ = _change(s, tanh, tl.sum(do * v, 1), base, share, subtracted, seen, C, True)
+        at = (line.to(tl.int64) * tl.num_programs(0) + block) * p.bias.count + position
+        tl.store(out + at, tl.sum(ds, 0))
