@@ -11,9 +11,9 @@ cd "$(dirname "$0")/.."
 VENV=.venv
 LOG=$VENV/setup.log
 STAMP=$VENV/.ready
-# torch's CPU build and the rest take about 1.5 GB in .venv, the downloads and pip's cache as much
+# torch's CPU build, Triton and the rest take about 2.5 GB in .venv, the downloads and pip's cache as much
 # again. Where pip picks a CUDA build of torch it is several GB more.
-NEEDED_GB=3
+NEEDED_GB=4
 
 say() { printf 'setup: %s\n' "$*"; }
 

@@ -64,17 +64,17 @@ SHAPES = [
 
 
 def _sparse(shape: Shape) -> Mask:
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator("cpu").manual_seed(1)
     blocks = -(-shape.keys // 16)
     rows = -(-shape.queries // 16)
-    indices = torch.randint(-1, max(blocks, 1), (shape.heads, rows, 3), generator=generator)
+    indices = torch.randint(-1, max(blocks, 1), (shape.heads, rows, 3), generator=generator, device="cpu")
     return masks.blocks(indices if blocks else indices.fill_(-1), 16)
 
 
 def _noise(shape: Shape) -> Mask:
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator("cpu").manual_seed(2)
     size = (shape.batch, shape.heads, shape.queries, shape.keys)
-    return masks.dense(torch.rand(size, generator=generator) < 0.5)
+    return masks.dense(torch.rand(size, generator=generator, device="cpu") < 0.5)
 
 
 def _documents(shape: Shape) -> Mask:
@@ -195,9 +195,9 @@ class Case:
 
 
 def _gradients(output: Tensor, lse: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    weights = torch.randn(output.shape, generator=generator).to(output)
-    lse_weights = torch.randn(lse.shape, generator=generator).to(lse)
+    generator = torch.Generator("cpu").manual_seed(3)
+    weights = torch.randn(output.shape, generator=generator, device="cpu").to(output)
+    lse_weights = torch.randn(lse.shape, generator=generator, device="cpu").to(lse)
     loss = (output * weights).sum() + (lse.masked_fill(lse == -torch.inf, 0.0) * lse_weights).sum()
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return {
@@ -261,7 +261,7 @@ def _size(x: Tensor) -> float:
 
 
 class Conformance:
-    """Subclass with a backend's name; pytest collects the subclass. Tests that take a shape run with each of `shapes`."""
+    """Subclass with a backend's name; pytest collects the subclass. What takes a shape runs with each of `shapes`."""
 
     backend: str
     shapes: Sequence[Shape] = SHAPES

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -72,3 +78,37 @@ class TestGPU(Conformance):
     shapes = SHAPES if CUDA else FEW_SHAPES
     dtypes = (torch.float32, torch.float16, torch.bfloat16) if CUDA else (torch.float32,)
     float64 = False
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("where", ["query", "key", "value"])
+    @pytest.mark.parametrize(
+        "mask", ["none", "causal", "sinks-and-window", "dense", "not"] if CUDA else ["not", "dense"]
+    )
+    def test_not_finite(self, mask, where, bad):
+        super().test_not_finite(mask, where, bad)
+
+
+def test_kernels_compile_for_a_gpu():
+    """For a Hopper GPU, by Triton's own compiler: the interpreter takes what that refuses."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("hopper.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    kernels = {
+        "rows",
+        "merge",
+        "bounds",
+        "spans",
+        "columns",
+        "cells",
+        "backward_keys",
+        "backward_rows",
+        "relative_bias",
+    }
+    assert {about["kernel"] for about in compiled} == {f"{name}_kernel" for name in kernels}
+    for about in compiled:
+        assert about["shared"] <= 227 << 10, about  # bytes that a program may have
+        assert not about["double"], about
+        if about["kernel"] in {"rows_kernel", "columns_kernel", "backward_keys_kernel", "backward_rows_kernel"}:
+            assert about["wgmma"] or about["mma"], about  # tensor cores

@@ -79,10 +79,10 @@ def _unavailable(device: torch.device) -> str | None:
     return None
 
 
-def _kernels() -> ModuleType:
-    from saccade.backends import gpu_kernels
+def _modules() -> tuple[ModuleType, ModuleType]:
+    from saccade.backends import gpu_gradients, gpu_kernels
 
-    return gpu_kernels
+    return gpu_kernels, gpu_gradients
 
 
 @functools.cache
@@ -104,9 +104,9 @@ class Tiling(NamedTuple):
 
 # By kernel, bytes of a number, and the width of a head as a power of two. Measured on: nothing yet.
 _TILES: dict[tuple[str, int, int], Tiling] = {
-    ("rows", 2, 64): Tiling(128, 128, 4, 3),
-    ("rows", 2, 128): Tiling(128, 128, 8, 2),
-    ("rows", 2, 256): Tiling(128, 64, 8, 2),
+    ("rows", 2, 64): Tiling(128, 128, 8, 3),
+    ("rows", 2, 128): Tiling(128, 64, 8, 3),
+    ("rows", 2, 256): Tiling(64, 32, 4, 2),
     ("rows", 4, 64): Tiling(64, 64, 4, 2),
     ("rows", 4, 128): Tiling(64, 32, 4, 2),
     ("rows", 4, 256): Tiling(32, 32, 4, 1),
@@ -122,12 +122,18 @@ _TILES: dict[tuple[str, int, int], Tiling] = {
     ("columns", 4, 64): Tiling(64, 64, 4, 2),
     ("columns", 4, 128): Tiling(32, 64, 4, 2),
     ("columns", 4, 256): Tiling(32, 32, 4, 1),
-    ("backward", 2, 64): Tiling(64, 128, 8, 2),
-    ("backward", 2, 128): Tiling(64, 128, 8, 2),
-    ("backward", 2, 256): Tiling(32, 64, 8, 1),
-    ("backward", 4, 64): Tiling(32, 64, 4, 2),
-    ("backward", 4, 128): Tiling(32, 32, 4, 1),
-    ("backward", 4, 256): Tiling(16, 32, 4, 1),
+    ("backward_keys", 2, 64): Tiling(64, 128, 8, 3),
+    ("backward_keys", 2, 128): Tiling(32, 128, 8, 2),
+    ("backward_keys", 2, 256): Tiling(32, 32, 4, 1),
+    ("backward_keys", 4, 64): Tiling(32, 64, 4, 2),
+    ("backward_keys", 4, 128): Tiling(32, 32, 4, 1),
+    ("backward_keys", 4, 256): Tiling(16, 32, 4, 1),
+    ("backward_rows", 2, 64): Tiling(128, 64, 8, 3),
+    ("backward_rows", 2, 128): Tiling(128, 64, 8, 2),
+    ("backward_rows", 2, 256): Tiling(32, 32, 4, 1),
+    ("backward_rows", 4, 64): Tiling(64, 32, 4, 2),
+    ("backward_rows", 4, 128): Tiling(32, 32, 4, 1),
+    ("backward_rows", 4, 256): Tiling(32, 16, 4, 1),
 }
 _SMALLEST = 16  # rows, keys and widths of a product of matrices
 
@@ -264,14 +270,14 @@ class _Run:
 
     def __init__(self, problem: Problem, inputs: Inputs) -> None:
         self.problem, self.inputs = problem, inputs
-        self.kernels = _kernels()
+        self.kernels, self.gradients = _modules()
         self.query, self.key, self.value = (_unit_stride(x) for x in (inputs.query, inputs.key, inputs.value))
         self.dtype = self.query.dtype
         self.lines = inputs.lengths.batch * inputs.lengths.heads
         exact = self.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
         plain = problem.bias is None and problem.softcap is None
         width = self.query.shape[-1]
-        precision = "ieee" if exact else "tf32"
+        precision = "tf32x3" if exact else "tf32"
         # What every kernel is compiled for.
         self.form = self.kernels.Form(
             D=width,
@@ -378,11 +384,16 @@ class _Run:
     def _launch(self, name: str, grid: tuple[int, ...], tiles: Tiling, *arguments: Any) -> None:
         """Run a kernel, unless there is nothing to do."""
         if min(grid) > 0:
-            kernel = getattr(self.kernels, f"{name}_kernel")
-            kernel[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages)
+            name = f"{name}_kernel"
+            kernel = getattr(self.kernels, name, None) or getattr(self.gradients, name)
+            kernel[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True)
 
     def _tiles(self, kernel: str, width: int = 0) -> Tiling:
-        return tiling(kernel, self.dtype, _power(max(width, self.query.shape[-1])))
+        tiles = tiling(kernel, self.dtype, _power(max(width, self.query.shape[-1])))
+        if self.form.MASK == 2 or self.form.BIAS in {1, 3}:  # noqa: PLR2004
+            # What is read for each pair is fetched ahead as well, and has to lie in shared memory.
+            tiles = tiles._replace(keys=max(_SMALLEST, tiles.keys // 2), stages=min(tiles.stages, 2))
+        return tiles
 
     # ------------------------------------------------------------------------------------ by rows
 
@@ -521,29 +532,28 @@ class _Run:
         """Statistics by key; one pass serves a map, and what all keys receive."""
         lengths = self.inputs.lengths
         sums: Tensor | None = None
-        plain = [(s, r[0]) for s, r in asked if isinstance(s, Received) and s.by is None]
-        if plain:
+        if any(isinstance(statistic, Received) and statistic.by is None for statistic, _ in asked):
             sums = self.new_rows(lengths.batch, lengths.heads, lengths.keys)
-        maps = [(s, r[0]) for s, r in asked if isinstance(s, Map)]
-        for number, (statistic, result) in enumerate(maps):
-            cells = self._map(statistic, known, None if number else sums)
-            if statistic.over_heads:
-                cells = cells.amax(1) if statistic.reduce == "max" else cells.sum(1)
-            result.copy_(cells)
-        if not maps and sums is not None:
-            self._columns(known, sums=sums)
-        for statistic, result in plain:
-            result.copy_(sums.sum(1) if statistic.over_heads else sums)  # type: ignore[union-attr]
-        for statistic, results in asked:
-            if isinstance(statistic, Received) and statistic.by is not None:
-                self._received(statistic, results[0], known)
+        missing = sums
+        for statistic, (result, *_) in asked:
+            if isinstance(statistic, Map):
+                cells = self._map(statistic, known, missing)
+                if statistic.over_heads:
+                    cells = cells.amax(1) if statistic.reduce == "max" else cells.sum(1)
+                result.copy_(cells)
+                missing = None
+        if missing is not None:
+            self._columns(known, sums=missing)
+        for statistic, (result, *_) in asked:
+            if not isinstance(statistic, Received):
+                continue
+            received = self._received(statistic, known) if sums is None or statistic.by is not None else sums
+            result.copy_(received.sum(1) if statistic.over_heads else received)
 
-    def _received(self, statistic: Received, result: Tensor, known: Any) -> None:
+    def _received(self, statistic: Received, known: Any) -> Tensor:
         """What keys receive from groups of queries: the transposed pattern times which group each query is of."""
         assert statistic.by is not None
-        member = _membership(statistic.by, statistic.count or 0)
-        product = self.product(member, known, precision="tf32x3").mT
-        result.copy_(product.sum(1) if statistic.over_heads else product)
+        return self.product(_membership(statistic.by, statistic.count or 0), known, precision="tf32x3").mT
 
     def product(self, rows: Tensor, known: Any, precision: str | None = None) -> Tensor:
         """The transposed pattern times ``rows (B | 1, H | 1, Nq, Y)``, float32 ``(B, H, Nk, Y)``."""
@@ -557,7 +567,7 @@ class _Run:
         return result
 
     def _map(self, statistic: Map, known: Any, sums: Tensor | None) -> Tensor:
-        """Sums or the largest weights of cells, ``(B, H, cells_q, cells_k)``; and what keys receive, in the same pass."""
+        """Sums or the largest weights of cells, ``(B, H, cells_q, cells_k)``; `sums`: what keys receive, as well."""
         lengths = self.inputs.lengths
         cells_q, cells_k = statistic.grid(lengths)
         found = self.new_rows(self.lines, cells_q, cells_k)
@@ -641,16 +651,15 @@ class _Run:
         low, high = (self.new_rows() if ends else None for _ in range(2))
         results = self.kernels.Results(self._rows, lse=forward.lse.contiguous())
         grad = self._operand(_unit_stride(grad_output))
-        tiles = self._tiles("backward", width)
-        form, arguments = self._form(tiles, width), (self._packed(self.value), results, grad, delta)
+        arguments = (self._packed(self.value), results, grad, delta)
         query_grad, key_grad, value_grad = (self._operand(x) for x in grads)
         scale = self.problem.scale
-        grid = (-(-lengths.keys // tiles.keys), self.lines // self.inputs.group)
+        tiles = self._tiles("backward_keys", width)
+        grid, form = (-(-lengths.keys // tiles.keys), self.lines // self.inputs.group), self._form(tiles, width)
         self._launch("backward_keys", grid, tiles, *arguments, key_grad, value_grad, self._spans(tiles), scale, form)
-        # By rows, a tile's sides change their parts.
-        turned = form._replace(ROWS=tiles.keys, KEYS=tiles.rows, BIAS_GRAD=ends)
-        grid = (-(-lengths.queries // tiles.keys), self.lines)
-        self._launch("backward_rows", grid, tiles, *arguments, query_grad, low, high, scale, turned)
+        tiles = self._tiles("backward_rows", width)
+        grid, form = (-(-lengths.queries // tiles.rows), self.lines), self._form(tiles, width, BIAS_GRAD=ends)
+        self._launch("backward_rows", grid, tiles, *arguments, query_grad, low, high, scale, form)
         bias_grad = None
         if isinstance(bias, DenseBias):
             bias_grad = self._dense_bias(bias, tiles, arguments, form)

@@ -1,0 +1,251 @@
+"""The gradients of attention on a GPU, as Triton kernels: `gpu_kernels.py` has what they share, and its conventions.
+
+The weights of a tile are computed again from scores and lse. Keys and values get theirs from a walk by columns, queries
+from one by rows: five products of matrices would do in one walk, but then programs would add to each other's sums.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from saccade.backends.gpu_kernels import (
+    _finite,
+    _raw,
+    _rows_of_state,
+    _score,
+    _seen,
+    _span,
+    _tile,
+    _weights,
+)
+
+
+@triton.jit
+def _change(s, tanh, dp, base, share, delta, seen, C: tl.constexpr, EDGE: tl.constexpr):
+    """Of a tile: the weights, and the gradients of the scores and of the dot products times the scale.
+
+    ds = w (dp - delta) (FlashAttention-2, arXiv 2307.08691, algorithm 2); d tanh(x) = 1 - tanh(x)^2.
+    """
+    w = _weights(s, base, share, C)
+    ds = w * (dp - delta)
+    if EDGE:
+        w = tl.where(seen, w, 0.0)
+        ds = tl.where(seen, ds, 0.0)
+    raw = ds
+    if C.CAP:
+        raw = ds * (1.0 - tanh * tanh)
+        if EDGE:
+            raw = tl.where(seen, raw, 0.0)
+    return w, ds, raw
+
+
+@triton.jit
+def _from_rows(p, k, v, state, results, grad, delta, batch, head, j, first, last, C: tl.constexpr, EDGE: tl.constexpr):
+    """Have a tile of keys add up its gradients from blocks of rows."""
+    key_grad, value_grad = state
+    for block in range(first, last):
+        i = block * C.ROWS + tl.arange(0, C.ROWS)
+        there = i < p.queries
+        place = (batch * p.heads + head).to(tl.int64) * p.queries + i
+        q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, EDGE)
+        s, tanh = _score(_raw(k, q, C), p, batch, head, i[None, :], j[:, None], C)
+        seen = tl.full((1, 1), 1, tl.int1)
+        if EDGE:
+            seen = _seen(p, batch, head, i[None, :], j[:, None], C)
+        base, share = _rows_of_state(results, place, there, C)
+        subtracted = tl.load(delta + place, mask=there, other=0.0)
+        do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, EDGE)
+        dp = tl.dot(v, tl.trans(do), input_precision=C.PRECISION)
+        w, _, raw = _change(s, tanh, dp, base[None, :], share[None, :], subtracted[None, :], seen, C, EDGE)
+        if EDGE:
+            q, do = _finite(q), _finite(do)
+        value_grad = tl.dot(w.to(do.dtype), do, value_grad, input_precision=C.PRECISION)
+        key_grad = tl.dot(raw.to(q.dtype), q, key_grad, input_precision=C.PRECISION)
+    return key_grad, value_grad
+
+
+@triton.jit
+def backward_keys_kernel(p, results, grad, delta, key_grad, value_grad, spans, scale, C: tl.constexpr):
+    """Gradients of tiles of keys and their values, from the rows of all query heads that share them.
+
+    Args:
+        grad: an `Operand`, the output's gradient.
+        delta: of each row sum(grad * output) less the lse's gradient, ``(B, H, Nq)``.
+        key_grad, value_grad: `Operand`s.
+    """
+    tile = tl.program_id(0)
+    key_heads = p.heads // p.group
+    batch, key_head = tl.program_id(1) // key_heads, tl.program_id(1) % key_heads
+    j = tile * C.KEYS + tl.arange(0, C.KEYS)
+    k = _tile(p.key, batch, key_head, j, C.D, C.DP, p.keys, True)
+    v = _tile(p.value, batch, key_head, j, C.DV, C.DVP, p.keys, True)
+    state = tl.zeros((C.KEYS, C.DP), tl.float32), tl.zeros((C.KEYS, C.DVP), tl.float32)
+    for member in range(p.group):
+        head = key_head * p.group + member
+        first, inner, outer, last = _span(p, spans, tile, batch, head, C)
+        state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, first, inner, C, True)
+        state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, inner, outer, C, False)
+        state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, outer, last, C, True)
+    _write(key_grad, batch, key_head, j, p.keys, state[0] * scale, C.D, C.DP)
+    _write(value_grad, batch, key_head, j, p.keys, state[1], C.DV, C.DVP)
+
+
+@triton.jit
+def _write(operand, batch, head, rows, count, x, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Rows of an operand."""
+    column = tl.arange(0, PADDED)
+    at = operand.pointer + batch.to(tl.int64) * operand.batch + head.to(tl.int64) * operand.head
+    at = at + (rows.to(tl.int64) * operand.row)[:, None] + column[None, :]
+    tl.store(at, x.to(operand.pointer.dtype.element_ty), mask=(rows < count)[:, None] & (column < WIDTH)[None, :])
+
+
+@triton.jit
+def _from_keys(
+    p, q, do, state, base, share, subtracted, batch, head, i, first, last, C: tl.constexpr, EDGE: tl.constexpr
+):
+    """Have a block of rows add up its gradients from tiles of keys."""
+    query_grad, low, high = state
+    for tile in range(first, last):
+        j = tile * C.KEYS + tl.arange(0, C.KEYS)
+        k = _tile(p.key, batch, head // p.group, j, C.D, C.DP, p.keys, EDGE)
+        v = _tile(p.value, batch, head // p.group, j, C.DV, C.DVP, p.keys, EDGE)
+        s, tanh = _score(_raw(q, k, C), p, batch, head, i[:, None], j[None, :], C)
+        seen = tl.full((1, 1), 1, tl.int1)
+        if EDGE:
+            seen = _seen(p, batch, head, i[:, None], j[None, :], C)
+        dp = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
+        _, ds, raw = _change(s, tanh, dp, base[:, None], share[:, None], subtracted[:, None], seen, C, EDGE)
+        if EDGE:
+            k = _finite(k)
+        query_grad = tl.dot(raw.to(k.dtype), k, query_grad, input_precision=C.PRECISION)
+        if C.BIAS_GRAD and C.BIAS == 2:
+            away = tl.abs((i[:, None] + p.bias.offset - j[None, :]).to(tl.float32))
+            low -= tl.sum(ds * away, 1)
+        if C.BIAS_GRAD and C.BIAS == 3:
+            place = j[None, :] - i[:, None] - p.bias.offset - p.bias.first
+            low += tl.sum(tl.where(place <= 0, ds, 0.0), 1)
+            high += tl.sum(tl.where((place > 0) & (place >= p.bias.count - 1), ds, 0.0), 1)
+    return query_grad, low, high
+
+
+@triton.jit
+def backward_rows_kernel(p, results, grad, delta, query_grad, low, high, scale, C: tl.constexpr):
+    """Gradients of blocks of queries.
+
+    Args:
+        low, high: ``(B, H, Nq)``, with BIAS_GRAD: each row's part of the gradient of ALiBi's slope (low), or of the
+            first and the last value of a relative bias, which stand for all positions beyond.
+    """
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    batch, head = tl.program_id(1) // p.heads, tl.program_id(1) % p.heads
+    i = block * C.ROWS + tl.arange(0, C.ROWS)
+    there = i < p.queries
+    row = tl.minimum(i, p.queries - 1)
+    q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
+    do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True)
+    place = (batch * p.heads + head).to(tl.int64) * p.queries + i
+    base, share = _rows_of_state(results, place, there, C)
+    subtracted = tl.load(delta + place, mask=there, other=0.0)
+    zero = tl.zeros((C.ROWS,), tl.float32)
+    state = tl.zeros((C.ROWS, C.DP), tl.float32), zero, zero
+    if C.MASK == 1:
+        at = row.to(tl.int64) * p.mask.runs + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
+        done = 0
+        for run in range(p.mask.runs):
+            starts, stops = tl.load(p.mask.starts + at + run), tl.load(p.mask.stops + at + run)
+            some = starts < stops
+            first = tl.maximum(tl.min(tl.where(some, starts, p.keys), 0) // C.KEYS, done)
+            last = tl.maximum(tl.cdiv(tl.max(tl.where(some, stops, 0), 0), C.KEYS), first)
+            inner = tl.minimum(tl.maximum(tl.cdiv(tl.max(starts, 0), C.KEYS), first), last)
+            outer = tl.minimum(tl.maximum(tl.min(stops, 0) // C.KEYS, inner), last)
+            state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, first, inner, C, True)
+            state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, inner, outer, C, False)
+            state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, outer, last, C, True)
+            done = tl.maximum(done, last)
+    else:
+        inner = p.keys // C.KEYS if C.MASK == 0 else 0
+        state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, 0, inner, C, False)
+        state = _from_keys(
+            p, q, do, state, base, share, subtracted, batch, head, i, inner, tl.cdiv(p.keys, C.KEYS), C, True
+        )
+    _write(query_grad, batch, head, i, p.queries, state[0] * scale, C.D, C.DP)
+    if C.BIAS_GRAD and C.BIAS >= 2:
+        tl.store(low + place, state[1], mask=there)
+    if C.BIAS_GRAD and C.BIAS == 3:
+        tl.store(high + place, state[2], mask=there)
+
+
+@triton.jit
+def dense_bias_kernel(p, results, grad, delta, out, batches, heads, row_blocks, key_tiles, C: tl.constexpr):
+    """The gradient of a dense bias, a tile of it for each program, which sums over what the bias is shared by.
+
+    Args:
+        out: a `Bias`, contiguous, whose strides are 0 along what is shared.
+        batches, heads, row_blocks, key_tiles: how many batch elements, heads, blocks of rows and tiles of keys share
+            one value of the bias.
+    """
+    tile0, block0, line = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    lines = p.heads // heads
+    total = tl.zeros((C.ROWS, C.KEYS), tl.float32)
+    for shared in range(batches * heads * row_blocks * key_tiles):
+        batch = line // lines + (shared // (heads * row_blocks * key_tiles))
+        head = line % lines + (shared // (row_blocks * key_tiles)) % heads
+        block, tile = block0 + (shared // key_tiles) % row_blocks, tile0 + shared % key_tiles
+        i, j = block * C.ROWS + tl.arange(0, C.ROWS), tile * C.KEYS + tl.arange(0, C.KEYS)
+        there = i < p.queries
+        q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
+        do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True)
+        k = _tile(p.key, batch, head // p.group, j, C.D, C.DP, p.keys, True)
+        v = _tile(p.value, batch, head // p.group, j, C.DV, C.DVP, p.keys, True)
+        s, tanh = _score(_raw(q, k, C), p, batch, head, i[:, None], j[None, :], C)
+        dp = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
+        place = (batch * p.heads + head).to(tl.int64) * p.queries + i
+        base, share = _rows_of_state(results, place, there, C)
+        subtracted = tl.load(delta + place, mask=there, other=0.0)
+        seen = _seen(p, batch, head, i[:, None], j[None, :], C)
+        _, ds, _ = _change(s, tanh, dp, base[:, None], share[:, None], subtracted[:, None], seen, C, True)
+        total += ds
+    base = out.pointer + (line // lines).to(tl.int64) * out.batch + (line % lines).to(tl.int64) * out.head
+    i, j = block0 * C.ROWS + tl.arange(0, C.ROWS), tile0 * C.KEYS + tl.arange(0, C.KEYS)
+    row, key = i.to(tl.int64) * out.row, j * out.key
+    if C.SUM_ROWS and C.SUM_KEYS:
+        tl.store(base, tl.sum(tl.sum(total, 1), 0))
+    elif C.SUM_ROWS:
+        tl.store(base + key, tl.sum(total, 0), mask=j < p.keys)
+    elif C.SUM_KEYS:
+        tl.store(base + row, tl.sum(total, 1), mask=i < p.queries)
+    else:
+        there = (i < p.queries)[:, None] & (j < p.keys)[None, :]
+        tl.store(base + row[:, None] + key[None, :], total, mask=there)
+
+
+@triton.jit
+def relative_bias_kernel(p, results, grad, delta, out, C: tl.constexpr):
+    """The gradient of a relative bias but for its two ends, from each block of rows: ``(B, H, blocks, count)``.
+
+    A position is one key for each row, so that scores here are no product of matrices.
+    """
+    block, line = tl.program_id(0), tl.program_id(1)
+    batch, head = line // p.heads, line % p.heads
+    i = block * C.ROWS + tl.arange(0, C.ROWS)
+    there = i < p.queries
+    q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True).to(tl.float32)
+    do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
+    place = line.to(tl.int64) * p.queries + i
+    base, share = _rows_of_state(results, place, there, C)
+    subtracted = tl.load(delta + place, mask=there, other=0.0)
+    for position in range(1, p.bias.count - 1):
+        j = i + p.bias.offset + p.bias.first + position
+        key = tl.where((j >= 0) & (j < p.keys), j, p.keys)
+        k = _tile(p.key, batch, head // p.group, key, C.D, C.DP, p.keys, True).to(tl.float32)
+        v = _tile(p.value, batch, head // p.group, key, C.DV, C.DVP, p.keys, True).to(tl.float32)
+        product = tl.sum(q * k, 1)
+        product = tl.fma(product, product * 0.0, product)
+        s, tanh = _score(product, p, batch, head, i, j, C)
+        seen = _seen(p, batch, head, i, key, C)
+        _, ds, _ = _change(s, tanh, tl.sum(do * v, 1), base, share, subtracted, seen, C, True)
+        at = (line.to(tl.int64) * tl.num_programs(0) + block) * p.bias.count + position
+        tl.store(out + at, tl.sum(ds, 0))

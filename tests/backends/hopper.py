@@ -1,0 +1,80 @@
+"""Compiles kernels for Hopper GPUs, without one: run as a script, it prints a line of JSON for each.
+
+Triton asks its driver which GPU there is; here it is told. Nothing is launched.
+"""
+
+import json
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from saccade import masks, scores, statistics
+from saccade.backends import Inputs, get, gpu
+from saccade.functional import make_problem
+from saccade.statistics import check_all
+
+
+class NoDriver:
+    """The driver of a GPU that is not there."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+
+def compile_only(run, name, grid, tiles, *arguments):
+    """In place of a launch."""
+    name = f"{name}_kernel"
+    kernel = getattr(run.kernels, name, None) or getattr(run.gradients, name)
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": True}
+    compiled = kernel.warmup(*arguments, grid=grid, **options)
+    ptx = compiled.asm["ptx"]
+    about = {
+        "kernel": name,
+        "shared": compiled.metadata.shared,
+        "wgmma": "wgmma.mma_async" in ptx,
+        "mma": "mma.sync" in ptx,
+        "double": ".f64" in ptx,
+    }
+    print(json.dumps(about), flush=True)  # noqa: T201
+
+
+def attend(dtype, width, *, queries=512, heads=4, key_heads=4, asked=(), backward=False, **options):
+    query = torch.zeros(1, heads, queries, width, dtype=dtype)
+    key = torch.zeros(1, key_heads, 512, width, dtype=dtype)
+    inputs = Inputs(query, key, key)
+    problem = make_problem(
+        inputs, **{"mask": None, "scale": None, "softcap": None, "bias": None, "sinks": None} | options
+    )
+    forward = get("gpu").forward(problem, inputs, check_all(asked, inputs.lengths) if asked else [], want_lse=True)
+    if backward:
+        get("gpu").backward(problem, inputs, forward, query, torch.zeros(1, heads, queries))
+
+
+def main():
+    driver.set_active(NoDriver())
+    gpu.unavailable = lambda _: None
+    gpu._processors = lambda _: 132
+    gpu._Run._launch = compile_only
+    every = [
+        statistics.Entropy(),
+        statistics.TopKeys(8),
+        statistics.Distance(),
+        statistics.Received(),
+        statistics.Map(8),
+    ]
+    attend(torch.bfloat16, 128, mask=masks.causal(), asked=every, backward=True)
+    relative = scores.RelativeBias(torch.zeros(4, 9), -4)
+    attend(torch.float16, 64, mask=masks.dense(torch.rand(512, 512) < 0.5), bias=relative, softcap=20.0, backward=True)
+    attend(torch.float32, 64, bias=torch.zeros(1, 4, 512, 512), sinks=torch.zeros(4))
+    attend(torch.bfloat16, 128, queries=1, heads=32, key_heads=8)
+
+
+if __name__ == "__main__":
+    main()
