@@ -19,6 +19,7 @@ from saccade.explorer import cost, library, meaning, reading, roles
 from saccade.explorer.explorer import Explorer
 from saccade.explorer.parcel import pack
 from saccade.explorer.work import Cancelled, never
+from saccade.views.attention_view import look
 
 TEXT = "he left the roses by the bank"
 RIVER = ["he left the river by the bank", "she left a river and a bank"]
@@ -105,6 +106,20 @@ def explorer_with_text(reader):
     return explorer
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+def test_the_page_has_the_words_that_show_prints(reader, others, kind):
+    """In whatever a tokenizer calls a word: signs alone and in rows, and signs that it does not know."""
+    model = reader if kind == "bert" else others[kind]
+    for text in ("he, and a && rose ~~ bank.", 'roses... !!! "by"?! 5€€'):
+        explorer = Explorer(reader=model)
+        explorer.run("read", {"text": text})
+        found = explorer.answer("tokens", {"text": "0", "sequence": "0"})
+        words = [""] * (int(found["word"][-1]) + 1)
+        for word, label in zip(found["word"].tolist(), found["labels"], strict=True):
+            words[word] += label
+        assert words == [unit.label for unit in look(model, text).units]
+
+
 # ---------------------------------------------------------------------------------------- all jobs
 
 
@@ -173,6 +188,24 @@ def test_what_was_read_is_what_a_recording_has(reader):
         assert torch.equal(mine.value, expected.value)
         assert torch.equal(mine.statistics.received, expected.statistics.received)
     assert told.said[0] == "reading 10 tokens"
+
+
+def test_a_text_that_one_only_came_by_is_not_listed(reader):
+    explorer = explorer_with_text(reader)
+    for text, instead in (("the rose", ""), ("the roses", "1"), ("the bank", "0")):
+        explorer.run("read", {"text": text, "instead": instead})
+    assert [text["id"] for text in explorer.about()["texts"]] == ["2", "3"]
+    assert explorer.answer("tokens", {"text": "1", "sequence": "0"})["labels"][1:3] == ["the", "rose"]  # for who has it
+    explorer.run("read", {"text": "a river", "instead": "no such text"})
+    assert len(explorer.about()["texts"]) == 3
+
+
+def test_texts_of_a_trace_stay_listed(reader):
+    with saccade.record(reader.model, reader.tokenizer, keep="qkv") as trace, torch.no_grad():
+        reader.model(**reader.tokenizer(TEXT, return_tensors="pt"))
+    explorer = Explorer(trace, reader)
+    explorer.run("read", {"text": "the rose", "instead": "0"})
+    assert [text["id"] for text in explorer.about()["texts"]] == ["0", "1"]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])

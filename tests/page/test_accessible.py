@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 AXE = Path(__file__).parents[2] / "web" / "node_modules" / "axe-core" / "axe.min.js"
 NARROW = {"width": 360, "height": 740}
@@ -61,6 +62,16 @@ def test_views(visiting, served, measured, view, theme):
             if wrong:
                 found[look, size["width"]] = wrong
     assert found == {}
+
+
+def test_a_word_that_is_as_long_as_a_line(visit, served, said):
+    word = "a" + "rose" * 40  # one token: the tokenizer takes no word of more than 100 characters apart
+    tab = visit.open(served.at(f"/inside?text={said(f'He left {word} by the bank.')}&site=2&head=5&query=3&key=3"))
+    expect(visit.spoken).to_contain_text("aroseroserose")
+    for size in (WIDE, NARROW):
+        tab.set_viewport_size(size)
+        visit.frame()
+        assert tab.evaluate("() => document.scrollingElement.scrollWidth <= innerWidth")
 
 
 def test_tour_and_errors(visit, served):

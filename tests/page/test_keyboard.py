@@ -100,6 +100,26 @@ def test_heads_of_the_grid(visit, served):
     tab.keyboard.press("Enter")
     visit.drawn("pattern")
     assert "site=2&head=1" in tab.url
+    # Who stood in a view stands in the next one, and in the one that he goes back to.
+    assert tab.evaluate(FOCUS)["tag"] == "main"
+    tab.get_by_role("application").focus()
+    tab.go_back()
+    visit.drawn("heads")
+    assert tab.evaluate(FOCUS)["tag"] == "main"
+
+
+def test_the_menu_of_ways_to_save(visit, served):
+    tab = visit.open(served.at("/heads"))
+    tab_to(visit, "Save")
+    at = []
+    for press in ("Enter", "Tab", "ArrowDown", "ArrowUp", "ArrowUp", "Escape", "ArrowDown"):
+        tab.keyboard.press(press)
+        visit.frame()
+        at.append(tab.evaluate(FOCUS)["name"].split("\n")[0])
+    assert at == ["Save", "PNG", "SVG", "PNG", "JSON", "Save", "PNG"]
+    with tab.expect_download():
+        tab.keyboard.press("Enter")
+    assert tab.evaluate(FOCUS)["name"] == "Save"
 
 
 def test_numbers_open_views(visit, served, measured):

@@ -167,6 +167,11 @@ def test_what_one_comes_by_is_not_listed(visit, brief):
         )
     assert listed.all_inner_texts()[-1] == "the rose left the bank"
     assert not {"the rose", "the rose left"} & set(listed.all_inner_texts())
+    tab.reload()
+    visit.drawn()
+    assert listed.all_inner_texts()[-1] == "the rose left the bank"
+    assert not {"the rose", "the rose left"} & set(listed.all_inner_texts())
+    assert tab.title() == "the rose left the bank – Saccade"
     box(tab).press("Enter")
     box(tab).fill("the bank")
     expect(listed.last).to_have_text("the bank")
@@ -204,6 +209,11 @@ def test_a_text_that_is_too_long(visit, served):
 
 
 # ---------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_link_to_a_head_that_there_is_not(visit, served):
+    tab = visit.open(served.at("/pattern?site=99&head=99"))
+    tab.wait_for_function("() => location.hash === '#/pattern?site=5&head=11'")
 
 
 def test_a_wrong_token(visit, served):

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import expect
 
 LOOK = "/pattern?site=1&head=2"
 TOKENS = 3000
@@ -121,3 +122,34 @@ def test_down_to_one_pair(visit, long, long_weights, closer, steps):
 
     tab.get_by_role("button", name="Whole").click()
     tab.get_by_text("3,000 × 3,000 tokens").wait_for()
+
+
+def test_a_mouse_at_rest_does_not_point_while_keys_are_pressed(visit, long):
+    """Words scroll under it: the one that the keyboard is at is told, until the mouse moves."""
+    tab = visit.open(long.at("/lines?site=1&head=2"))
+    words = tab.get_by_role("listbox", name="Queries")
+    words.get_by_role("option").nth(5).hover()
+    expect(visit.spoken).to_contain_text("5 looks at ")
+    words.focus()
+    for key, word in (("End", TOKENS - 1), ("Home", 0), ("PageDown", None)):
+        tab.keyboard.press(key)
+        tab.wait_for_timeout(300)  # a browser tells late of what came under the mouse
+        at = (
+            words.get_by_role("option")
+            .and_(tab.locator(f"#{words.get_attribute('aria-activedescendant')}"))
+            .inner_text()
+        )
+        assert word is None or at == str(word)
+        expect(visit.spoken).to_contain_text(re.compile(rf"^{at} looks at "))
+    words.get_by_role("option").nth(8).hover()
+    expect(visit.spoken).not_to_contain_text(re.compile(rf"^{at} looks at "))
+
+
+def test_rows_in_view_are_saved_as_such(visit, long):
+    tab = visit.open(long.at("/lines?site=1&head=2"))
+    saved = visit.saved_json()
+    assert {(row["unit"], row["in_view_only"]) for row in saved} == {("token", True)}
+    tab.get_by_role("button", name="Save", exact=True).click()
+    with tab.expect_download() as waiting:
+        tab.get_by_role("banner").get_by_role("button", name=re.compile("^CSV")).click()
+    assert waiting.value.suggested_filename.endswith("-in-view.csv")

@@ -56,6 +56,13 @@ def test_a_file_on_a_disk(visit, file, reading):
     agree(found := hovered(visit, 8), reading(TEXT).weights[2, 5])
     assert len(found) > 30
     assert visit.asked == [file.as_uri()]
+    assert visit.tab.title() == f"{TEXT} – Saccade"
+
+
+def test_a_text_that_is_not_in_a_file(visit, file):
+    visit.open(f"{file.as_uri()}#/pattern?text=~Typed%20here")
+    notice = visit.tab.get_by_role("region", name="Text", exact=True).get_by_role("status")
+    assert notice.inner_text().startswith("The link names a text that is not open here")
 
 
 @pytest.mark.parametrize("says", ["text/html", "text/html; charset=utf-8", "text/html; charset=windows-1252"])

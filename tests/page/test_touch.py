@@ -29,6 +29,7 @@ class Hand:
             self._tell("touchMove", *places)
             self.tab.wait_for_timeout(16)
         self._tell("touchEnd")
+        self.tab.wait_for_timeout(300)  # the link is written when the map has rested, in a slow gesture also on the way
 
     def tap(self):
         self.tab.touchscreen.tap(self.x, self.y)
@@ -70,3 +71,16 @@ def test_what_a_finger_taps_can_be_read(seen, long_weights):
     assert weight == pytest.approx(float(long_weights(1, 2)[query, key]), rel=1e-5, abs=1e-9)
     assert f"query={query}" in seen.tab.url
     assert f"key={key}" in seen.tab.url
+
+
+def test_fingers_that_move_the_map_do_not_point(seen):
+    """What was tapped stays what is read: not another pair beside it, under a finger that has gone."""
+    hand = Hand(seen.tab)
+    hand.tap()
+    expect(seen.tab.locator("main aside .readout")).to_contain_text("looks at")
+    tapped = seen.tab.locator("main aside .readout .pair").inner_text()
+    hand.move([(-x, 0) for x in range(20, 100, 5)], [(x, 0) for x in range(20, 100, 5)])
+    hand.move([(x, -x) for x in range(0, 60, 5)])
+    seen.tab.wait_for_url(re.compile("rectangle="))
+    seen.frame()
+    assert seen.tab.locator("main aside .readout .pair").inner_text() == tapped

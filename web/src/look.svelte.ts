@@ -121,6 +121,8 @@ const FIELDS = {
   /** Lines: heads that are drawn (none listed: the one of `head`), tokens that are locked, who looks at whom. */
   drawn: list(count()),
   locked: list(count()),
+  /** The same of the text beside: a choice belongs to one text. */
+  locked2: list(count()),
   side: one("queries", "keys"),
   /** Lines: the first word that is in view. */
   first: count(),
@@ -208,9 +210,10 @@ export class Look {
     Object.assign(this.at, parse(link));
   }
 
-  /** Change some fields at once. */
+  /** Change some fields at once. Another text beside leaves behind what was chosen of the one before it. */
   set(change: Partial<Looked>): void {
-    Object.assign(this.at, change);
+    const other = change.beside !== undefined && change.beside !== this.at.beside;
+    Object.assign(this.at, other ? { locked2: [] } : {}, change);
   }
 
   /** The link to this look with some fields changed. */

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { parse, print } from "./look.svelte";
+import { inMemory, Look, parse, print } from "./look.svelte";
 
 describe("a look in a link", () => {
   it("is short where nothing was changed", () => {
@@ -28,6 +28,7 @@ describe("a look in a link", () => {
       words: false,
       special: true,
       locked: [3, 1],
+      locked2: [2],
       tour: 4,
     });
     expect(parse(`#${print(look)}`)).toEqual(look);
@@ -44,6 +45,16 @@ describe("a look in a link", () => {
   it("keeps a query of 0 apart from none", () => {
     expect(parse("/inside?query=0").query).toBe(0);
     expect(parse("/inside?query=").query).toBeNull();
+  });
+
+  it("forgets what was chosen of a text beside when another takes its place, not of the text itself", () => {
+    const look = new Look(inMemory("/lines?beside=1&locked=3&locked2=4"));
+    look.set({ beside: "1", site: 2 });
+    expect(look.at.locked2).toEqual([4]);
+    look.set({ beside: "2" });
+    expect([look.at.locked, look.at.locked2]).toEqual([[3], []]);
+    look.set({ beside: null, locked2: [5] });
+    expect(look.at.locked2).toEqual([5]);
   });
 
   it("is not thrown off by a broken escape or an absurd list", () => {

@@ -77,6 +77,14 @@ export class Shared {
     return Math.min(head, this.site.heads.length - 1);
   }
 
+  /** Put right what the link oversteps, so that it says what is seen; of a text that is still to come nothing is known. */
+  stayWithin(): void {
+    if (!this.textOf(this.look.at.text)) return;
+    const { site, head } = this.look.at;
+    if (site !== this.siteNumber) this.look.set({ site: this.siteNumber });
+    if (head !== "mean" && head !== this.head) this.look.set({ head: this.head });
+  }
+
   /** A text by its name in a link: its id, or "~" and the text itself. */
   textOf(name: string): TextInfo | undefined {
     return this.about.texts.find((text) => (name.startsWith("~") ? text.text === name.slice(1) : text.id === name));

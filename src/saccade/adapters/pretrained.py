@@ -74,7 +74,6 @@ class Encoded:
         special: whether it was added around the text or stands for begin, end or padding.
         spans: the token's characters in the text, start and stop; None from a tokenizer that does
             not know.
-        words: the tokenizer's number of the word a token is in; None where it has none.
         dropped: tokens that were cut off at the end.
     """
 
@@ -82,7 +81,6 @@ class Encoded:
     tokens: Sequence[str]
     special: Sequence[bool]
     spans: Sequence[tuple[int, int]] | None
-    words: Sequence[int | None]
     dropped: int = 0
 
 
@@ -444,7 +442,6 @@ def _encoded(tokenizer: Any, batch: Any, dropped: int) -> Encoded:
         tokens=tokenizer.convert_ids_to_tokens(ids),
         special=[bool(mark) or token in framing for mark, token in zip(batch["special_tokens_mask"], ids, strict=True)],
         spans=batch.get("offset_mapping"),
-        words=batch.word_ids() if tokenizer.is_fast else [None] * len(ids),
         dropped=dropped,
     )
 

@@ -195,8 +195,7 @@ def token_list(tokens: Tokens, batch: int, length: int) -> TokenList:
     texts = tokens.texts
     special = texts.special[batch, :length] | hidden
     spans = list(zip(texts.start[batch, :length].tolist(), texts.stop[batch, :length].tolist(), strict=True))
-    # The tokenizer's own numbers of words are not in a trace: neighbouring letters are one word.
-    encoded = Encoded({}, texts.token[batch][:length], special.tolist(), spans, [0] * length)
+    encoded = Encoded({}, texts.token[batch][:length], special.tolist(), spans)
     text = texts.text[batch]
     words = units.words(text, encoded)
     word = torch.repeat_interleave(torch.tensor([unit.stop - unit.start for unit in words], device="cpu"))
@@ -222,13 +221,14 @@ class Library:
         self._opened = [] if trace is None else _texts_of(trace)
         self._texts: dict[str, Text] = {text.id: text for text in self._opened[:MOST_TEXTS]}
         self._live: OrderedDict[str, int] = OrderedDict()  # id: bytes, the oldest first
+        self._passed: set[str] = set()
         self._next = len(self._texts)
 
     @property
     def texts(self) -> list[Text]:
-        """All of them, in the order in which they were read."""
+        """All of them but those that were only come by, in the order in which they were read."""
         with self._lock:
-            return list(self._texts.values())
+            return [text for text in self._texts.values() if text.id not in self._passed]
 
     @property
     def more(self) -> int:
@@ -268,7 +268,14 @@ class Library:
             while len(self._live) > 1 and (len(self._live) > MOST_LIVE or sum(self._live.values()) > LIVE_BYTES):
                 dropped, _ = self._live.popitem(last=False)
                 del self._texts[dropped]
+                self._passed.discard(dropped)
         return text
+
+    def pass_by(self, text: str) -> None:
+        """No longer list a text that was read live, as one only came by it; who looks at it is still answered."""
+        with self._lock:
+            if text in self._live:
+                self._passed.add(text)
 
 
 def _texts_of(trace: Trace) -> list[Text]:

@@ -1,7 +1,8 @@
 """What a question is asked with, checked: it comes from outside.
 
-A question's parameters are a frozen dataclass. `read` makes one from what came: strings of a link, or JSON. Numbers are
-not negative, and nothing is longer than it may be; what a number must be less than, the question knows.
+A question's parameters are a frozen dataclass. `read` makes one from what came: strings of a link, or JSON. What has a
+default may be left out. Numbers are not negative, and nothing is longer than it may be; what a number must be less
+than, the question knows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
 from saccade.errors import ArgumentError
@@ -33,14 +34,15 @@ def read(kind: type[T], given: Mapping[str, Any]) -> T:
         ArgumentError: one is missing, is none of its kind, or is too much.
     """
     hints = get_type_hints(kind)
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    asked = {field.name: field.default is MISSING for field in fields(kind)}  # type: ignore[arg-type]
+    names = list(asked)
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise ArgumentError(f"{_said(unknown[0])}: there is no such parameter; expected {', '.join(names) or 'none'}")
-    missing = [name for name in names if name not in given]
+    missing = [name for name, needed in asked.items() if needed and name not in given]
     if missing:
         raise ArgumentError(f"{missing[0]} is missing; expected {', '.join(names)}")
-    return kind(**{name: _READERS[hints[name]](name, given[name]) for name in names})
+    return kind(**{name: _READERS[hints[name]](name, given[name]) for name in names if name in given})
 
 
 def _count(name: str, value: Any) -> int:

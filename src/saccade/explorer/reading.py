@@ -41,9 +41,10 @@ PATIENCE = 0.1  # seconds between two looks at whether a job that waits for the 
 
 @dataclass(frozen=True)
 class NewText:
-    """Parameters of the job."""
+    """Parameters of the job: a text, and the id of one that was only come by on the way to it; "" for none."""
 
     text: str
+    instead: str = ""
 
 
 def read(explorer: Explorer, parameters: Mapping[str, Any], progress: Progress, cancelled: Asked) -> Answer:
@@ -62,6 +63,7 @@ def read(explorer: Explorer, parameters: Mapping[str, Any], progress: Progress, 
     steps.begin(calls_of(reader.model), f"reading {count:,} tokens", keeping=f"the text is {count:,} tokens long")
     with run_of_model(explorer, steps):
         trace = _recorded(reader, asked.text, encoded)
+    explorer.library.pass_by(asked.instead)
     return {"text": explorer.library.add(trace).info}
 
 

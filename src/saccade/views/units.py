@@ -1,9 +1,10 @@
 """Tokens into words, and both into labels that are safe to print.
 
 A word is a run of tokens. Where it begins is decided from the characters that each token covers in
-the text, which every fast tokenizer knows, rather than from markers such as ``##``, ``Ġ`` and
-``▁``, which differ by tokenizer: some tokenizers call a whole sentence one word, and a character
-outside their vocabulary becomes several tokens.
+the text, and from nothing else: a trace holds those, so that what was read today and what was
+recorded last year have the same words. Markers such as ``##``, ``Ġ`` and ``▁`` differ by tokenizer,
+and so do the tokenizers' own numbers of words: some call a whole sentence one word. Characters are
+parted as BERT parts them, whose own words these therefore are.
 """
 
 from __future__ import annotations
@@ -82,19 +83,22 @@ def _continues(text: str, encoded: Encoded, i: int) -> bool:
     if start < before:  # two tokens of one character
         return True
     start += len(text[start:stop]) - len(text[start:stop].lstrip())
-    same_word = encoded.words[i] is not None and encoded.words[i] == encoded.words[i - 1]
-    return same_word and start == before and start < len(text) and _joined(text[before - 1], text[start])
+    return start == before and start < len(text) and _joined(text[before - 1], text[start])
 
 
 def _joined(left: str, right: str) -> bool:
     """Whether two neighbouring characters can be of one word."""
-    return not left.isspace() and _kind(left) == _kind(right) != "ideograph"
+    return not left.isspace() and _kind(left) == _kind(right) != "alone"
 
 
 def _kind(character: str) -> str:
-    if unicodedata.category(character) == "Lo" and unicodedata.east_asian_width(character) == "W":
-        return "ideograph"  # a word by itself, as BERT has it
-    return "word" if character.isalnum() or unicodedata.category(character)[0] == "M" else "sign"
+    category = unicodedata.category(character)
+    if category == "Lo" and unicodedata.east_asian_width(character) == "W":
+        return "alone"  # an ideograph
+    if character.isalnum() or category[0] == "M":
+        return "word"
+    # As BERT has it, all ASCII that is no letter or digit is punctuation: "$" and "~" as well.
+    return "alone" if category[0] == "P" or (character.isascii() and character.isprintable()) else "sign"
 
 
 def _bare(token: str) -> str:

@@ -1,5 +1,7 @@
 /** Views as files: a drawing as SVG or PNG, numbers as CSV, anything as a download. */
 
+import type { TextInfo } from "../source/contract";
+
 /** What of an element's style a saved drawing needs: where it is shown there is no page around it. */
 const STYLES = [
   "fill",
@@ -89,6 +91,11 @@ function cell(value: string | number): string {
   if (typeof value === "number") return Number.isFinite(value) ? String(value) : "";
   const harmless = /^[=+\-@\t\r]/.test(value) && value.length > 1 ? `'${value}` : value;
   return /[",\n\r]/.test(harmless) ? `"${harmless.replaceAll('"', '""')}"` : harmless;
+}
+
+/** What a file says of which text it is: the text, or its name where that is not known or longer than `longest`. */
+export function textIn({ text, name }: Pick<TextInfo, "text" | "name">, longest = Number.POSITIVE_INFINITY): string {
+  return text !== null && text.length <= longest ? text : name;
 }
 
 /** Hand a file to who reads the page. */

@@ -237,7 +237,10 @@ export interface InsideAnswer {
   missing: string | null;
 }
 
-/** Job `read {text}`: the model reads a text. The text joins the document. */
+/**
+ * Job `read {text, instead?}`: the model reads a text. The text joins the document; the one that it is read instead of,
+ * which somebody only came by while typing, leaves it.
+ */
 export interface ReadAnswer {
   text: TextInfo;
 }
@@ -313,7 +316,7 @@ export interface Questions {
 }
 
 export interface Jobs {
-  read: [{ text: string }, ReadAnswer];
+  read: [{ text: string; instead?: string }, ReadAnswer];
   roles: [{ text: string }, RolesAnswer];
   meaning: [{ word: string; sentences: SensedSentence[] }, MeaningAnswer];
   cost: [Record<string, never>, CostAnswer];

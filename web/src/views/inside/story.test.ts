@@ -3,7 +3,7 @@ import type { InsideAnswer, NumberArray } from "../../source/contract";
 import { listing } from "./listing";
 import { drawn, LEFT } from "./products";
 import { broken, remainder, tell } from "./story";
-import type { Told } from "./told";
+import { brief, type Told } from "./told";
 import { rows, words } from "./words";
 
 const vector = (...numbers: number[]): NumberArray => ({ data: Float32Array.from(numbers), shape: [numbers.length] });
@@ -60,6 +60,7 @@ function told(given: InsideAnswer): Told {
     heads: [0, 5],
     keys: 3,
     quoted: (at) => `“${"abc"[at]}”`,
+    shown: (at) => "abc"[at] ?? "",
     label: (at) => "abc"[at] ?? "",
     missing: "",
   };
@@ -174,6 +175,12 @@ it("draws products up and down from zero, and their sum to its end", () => {
   expect((up?.y ?? 0) + (up?.height ?? 0)).toBeCloseTo(drawing.zero, 6);
   expect(down?.y).toBeCloseTo(drawing.zero, 6);
   expect(drawing.line.endsWith(`H${LEFT + 300}`)).toBe(true);
+});
+
+it("shows a token that is as long as a line in brief, and saves it whole", () => {
+  const long = "rose".repeat(30);
+  expect([brief("unpredictably"), brief(long)]).toEqual(["unpredictably", "roseroseroseroseros…"]);
+  expect([...rows({ ...told(answer()), label: () => long })]).toContainEqual([3, `weight of ${long} (token 1)`, 0.25]);
 });
 
 it("gives every number of every step", () => {

@@ -17,13 +17,22 @@ export interface Told {
   heads: readonly number[];
   /** How many keys there are. */
   keys: number;
-  /** The query, bare. */
+  /** The query, bare and whole. */
   queryLabel: string;
-  /** A key in quotes, and bare. */
+  /** A key: in quotes and bare, as both are seen; and whole, as it is saved. */
   quoted: (position: number) => string;
+  shown: (position: number) => string;
   label: (position: number) => string;
   /** Why a part of the answer is not there. */
   missing: string;
+}
+
+const LONGEST = 20; // characters of a token's label: one that no tokenizer cuts may be as long as a line
+
+/** A token's label where it is seen. */
+export function brief(label: string): string {
+  const characters = [...label];
+  return characters.length > LONGEST ? `${characters.slice(0, LONGEST - 1).join("")}…` : label;
 }
 
 /** As it stands at the beginning of a sentence. */

@@ -3,6 +3,9 @@ import type { Looked } from "../../look.svelte";
 import type { Head } from "../../source/contract";
 import { toggled } from "./selection";
 
+/** Nothing is chosen any more, of either text: what was chosen is of the other side. */
+export const NONE_LOCKED = { locked: [], locked2: [] };
+
 type Said = Pick<Looked, "drawn" | "head">;
 
 /** The heads that are drawn, at least one; those that a site of `heads` heads does not have are left out. */

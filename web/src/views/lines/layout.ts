@@ -2,8 +2,9 @@
 import type { Range } from "../../source/contract";
 import type { Row, Side } from "./rows";
 
-/** Height of a word's line. */
+/** Height of a word's line, and size of its letters, on a screen that is not large. */
 export const LINE = 26;
+export const FONT = 15;
 /** Lines beyond the edges that have their text ready. */
 const SPARE = 2;
 
@@ -17,7 +18,17 @@ export interface Column {
   readonly offset: number;
   /** How much of it is seen. */
   readonly height: number;
+  /** Height of a line. */
+  readonly line: number;
 }
+
+/** How much larger letters and lines are where there is much room: read from farther away. */
+export function sizeOf(width: number): number {
+  const share = (width - LARGE.from) / (LARGE.to - LARGE.from);
+  return 1 + (LARGE.size - 1) * Math.min(Math.max(share, 0), 1);
+}
+
+const LARGE = { from: 1500, to: 3700, size: 1.5 };
 
 /** The place of each unit among those shown; -1 where it is not. */
 export function slotsOf(shown: Int32Array, units: number): Int32Array {
@@ -29,22 +40,22 @@ export function slotsOf(shown: Int32Array, units: number): Int32Array {
 }
 
 /** How far a column is scrolled, so that both reach their ends together. `top`: of the longer one. */
-export function offsetOf(top: number, count: number, longest: number, height: number): number {
-  const most = Math.max(0, longest * LINE - height);
-  const own = Math.max(0, count * LINE - height);
+export function offsetOf(top: number, count: number, longest: number, height: number, line = LINE): number {
+  const most = Math.max(0, longest * line - height);
+  const own = Math.max(0, count * line - height);
   return most === 0 ? 0 : (Math.min(Math.max(top, 0), most) / most) * own;
 }
 
 /** The slots that are seen, with some to spare. */
 export function visible(column: Column, spare = SPARE): Range {
-  const first = Math.max(0, Math.floor(column.offset / LINE) - spare);
-  const stop = Math.min(column.shown.length, Math.ceil((column.offset + column.height) / LINE) + spare);
+  const first = Math.max(0, Math.floor(column.offset / column.line) - spare);
+  const stop = Math.min(column.shown.length, Math.ceil((column.offset + column.height) / column.line) + spare);
   return [first, Math.max(first, stop)];
 }
 
 /** The middle of a slot's line. */
 export function middle(column: Column, slot: number): number {
-  return (slot + 0.5) * LINE - column.offset;
+  return (slot + 0.5) * column.line - column.offset;
 }
 
 /** -1: a slot is above the window, 1: below it, 0: in it. */
@@ -54,10 +65,10 @@ export function beyond(column: Column, slot: number): -1 | 0 | 1 {
 }
 
 /** How far to scroll so that a slot is in the window; `top` if it is. */
-export function scrolledTo(slot: number, top: number, height: number): number {
+export function scrolledTo(slot: number, top: number, height: number, line = LINE): number {
   // One line is kept free at each end, for what is said about words beyond.
-  if (slot * LINE < top + LINE) return Math.max(0, (slot - 1) * LINE);
-  if ((slot + 1) * LINE > top + height - LINE) return (slot + 2) * LINE - height;
+  if (slot * line < top + line) return Math.max(0, (slot - 1) * line);
+  if ((slot + 1) * line > top + height - line) return (slot + 2) * line - height;
   return top;
 }
 
@@ -75,12 +86,13 @@ const NARROW = 620;
 /** `longest`: what the labels would need. `side`: the one that is asked; the other has the shares. */
 export function widthsOf(width: number, longest: Readonly<Record<Side, number>>, side: Side): Widths {
   const narrow = width < NARROW;
-  const most = narrow ? Math.max(56, width * 0.25) : Math.min(200, width * 0.2);
+  const size = sizeOf(width);
+  const most = narrow ? Math.max(56, width * 0.25) : Math.min(200 * size, width * 0.2);
   const labels = { queries: Math.min(longest.queries, most), keys: Math.min(longest.keys, most) };
-  const room = narrow ? 62 : 108;
+  const room = narrow ? 62 : Math.round(108 * size);
   const bars = { queries: !narrow || side === "keys" ? room : 0, keys: !narrow || side === "queries" ? room : 0 };
   const left = width - labels.queries - labels.keys - bars.queries - bars.keys - 4;
-  return { labels, bars, span: Math.max(70, Math.min(440, left)) };
+  return { labels, bars, span: Math.max(70, Math.min(Math.max(440, Math.round(width * 0.35)), left)) };
 }
 
 /** A line from a unit to its partner. */

@@ -16,7 +16,13 @@ const row = (partners: number[], weights: number[], special = 0): Row => ({
 
 describe("layout", () => {
   const shown = Int32Array.of(1, 2, 4, 5, 6);
-  const column = (offset: number, height: number): Column => ({ shown, slots: slotsOf(shown, 8), offset, height });
+  const column = (offset: number, height: number): Column => ({
+    shown,
+    slots: slotsOf(shown, 8),
+    offset,
+    height,
+    line: LINE,
+  });
 
   test("units that are not shown have no slot", () => {
     expect([...column(0, 100).slots]).toEqual([-1, 0, 1, -1, 2, 3, 4, -1]);

@@ -3,7 +3,7 @@
  * answer. Made while a component is.
  */
 import { untrack } from "svelte";
-import { type Column, LINE, scrolledTo } from "./layout";
+import { type Column, scrolledTo } from "./layout";
 
 /** How far the texts are scrolled: all of them together. In words. */
 export interface Scroll {
@@ -15,8 +15,9 @@ export interface Scrolled {
   readonly scroll: Scroll;
   /** Words of the longer column. */
   readonly longest: number;
-  /** Pixels that are seen. */
+  /** Pixels that are seen, and those of a word. */
   readonly height: number;
+  readonly line: number;
 }
 
 const MOVING = 140; // ms without a movement, after which it rests
@@ -33,7 +34,7 @@ export class Scrolling {
 
   constructor(private readonly of: Scrolled) {
     $effect(() => {
-      const wanted = of.scroll.words * LINE;
+      const wanted = of.scroll.words * of.line;
       void [of.longest, of.height];
       if (!this.element || Math.abs(untrack(() => this.top) - wanted) < 1) return;
       this.element.scrollTop = wanted;
@@ -48,7 +49,7 @@ export class Scrolling {
     if (Math.abs(now - this.put) < 1) return;
     this.put = -1;
     this.top = now;
-    this.of.scroll.words = now / LINE;
+    this.of.scroll.words = now / this.of.line;
     this.moving = true;
     clearTimeout(this.still);
     this.still = setTimeout(() => {
@@ -59,10 +60,10 @@ export class Scrolling {
   /** Until a slot of a column is in view. */
   reveal(column: Column, slot: number): void {
     if (!this.element) return;
-    const { longest, height } = this.of;
-    const there = scrolledTo(slot, column.offset, height);
-    const own = Math.max(1, column.shown.length * LINE - height);
-    const most = Math.max(0, longest * LINE - height);
+    const { longest, height, line } = this.of;
+    const there = scrolledTo(slot, column.offset, height, line);
+    const own = Math.max(1, column.shown.length * line - height);
+    const most = Math.max(0, longest * line - height);
     this.element.scrollTop = column.shown.length === longest ? there : (there / own) * most;
   }
 }

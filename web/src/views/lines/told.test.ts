@@ -1,8 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { unitsOf } from "../../model/words";
-import type { SiteInfo } from "../../source/contract";
+import type { SiteInfo, TextInfo } from "../../source/contract";
 import { entriesOf } from "./entries";
-import { type Column, LINE, slotsOf, widthsOf } from "./layout";
+import { beyond, type Column, LINE, middle, offsetOf, scrolledTo, sizeOf, slotsOf, visible, widthsOf } from "./layout";
 import { keptNotice, outside, partnersNotice, passing, passingNotice } from "./outside";
 import type { Row } from "./rows";
 import { choiceInWords, statementOf, type Told } from "./says";
@@ -61,7 +61,7 @@ describe("sentences", () => {
 
 describe("what lies beyond the window", () => {
   const shown = Int32Array.of(0, 1, 2, 3);
-  const column: Column = { shown, slots: slotsOf(shown, 4), offset: LINE, height: 2 * LINE };
+  const column: Column = { shown, slots: slotsOf(shown, 4), offset: LINE, height: 2 * LINE, line: LINE };
 
   test("is found at both ends", () => {
     const units = [3, 2, 1, 0];
@@ -118,15 +118,33 @@ test("bars stand on both sides only where there is room", () => {
   expect(widthsOf(200, longest, "keys").span).toBe(70);
 });
 
-test("entries name the head by the model's number, and are of queries and keys whatever was asked", () => {
+test("lines and letters grow with a large screen, and are as they are on others", () => {
+  const longest = { queries: 90, keys: 300 };
+  expect([360, 1280, 1500, 3700, 9999].map(sizeOf)).toEqual([1, 1, 1, 1.5, 1.5]);
+  expect(widthsOf(1228, longest, "queries").span).toBe(440);
+  expect(widthsOf(3700, longest, "queries")).toEqual({
+    labels: longest,
+    bars: { queries: 162, keys: 162 },
+    span: 1295,
+  });
+  const shown = Int32Array.of(0, 1, 2, 3, 4, 5);
+  const column: Column = { shown, slots: slotsOf(shown, 6), offset: 40, height: 80, line: 40 };
+  expect([visible(column, 0), middle(column, 1), beyond(column, 3)]).toEqual([[1, 3], 20, 1]);
+  expect([offsetOf(160, 6, 6, 80, 40), scrolledTo(5, 0, 80, 40)]).toEqual([160, 200]);
+});
+
+test("entries name text, head by the model's number and unit, and are of queries and keys whatever was asked", () => {
+  const text: TextInfo = { id: "0", name: "roses by…", text: "roses by a bank", sites: [] };
   const subject = { text: "0", site: 0, side: "keys", queries: units, keys: units, ordinary: true } as const;
   const site = { name: "l.0", heads: [4, 7] } as unknown as SiteInfo;
-  expect(entriesOf(subject, site, [1, "mean"], new Map([[3, [row([1], [0.5]), row([], [])]]]))).toEqual([
-    ["0", "l.0", "7", 1, "roses", 3, "bank", 0.5],
+  expect(entriesOf(text, subject, site, [1, "mean"], new Map([[3, [row([1], [0.5]), row([], [])]]]))).toEqual([
+    ["roses by a bank", "l.0", "7", "word", 1, "roses", 3, "bank", 0.5],
   ]);
   const rows = new Map([[3, [row([1, 2], [0.5, 0.25])]]]);
-  expect(entriesOf({ ...subject, side: "queries" }, site, ["mean"], rows).map((entry) => entry.slice(2))).toEqual([
-    ["mean", 3, "bank", 1, "roses", 0.5],
-    ["mean", 3, "bank", 2, "by", 0.25],
+  const tokens = { ...subject, side: "queries", queries: { ...units, merged: false } } as const;
+  const far = { ...text, text: "roses ".repeat(1000) };
+  expect(entriesOf(far, tokens, site, ["mean"], rows).map(([said, _, ...entry]) => [said, ...entry])).toEqual([
+    ["roses by…", "mean", "token", 3, "bank", 1, "roses", 0.5],
+    ["roses by…", "mean", "token", 3, "bank", 2, "by", 0.25],
   ]);
 });

@@ -59,6 +59,8 @@ export interface Frame {
 /** Pixels that a token needs to be written; that a weight needs. */
 const TOKEN = 11;
 const NUMBER = { width: 42, height: 16 };
+/** Around a number. */
+const ROOM = 6;
 const APART = 64;
 /** Smaller cells are led to by lines from the axes. */
 const GUIDED = 24;
@@ -117,6 +119,11 @@ export function shortened(label: string, room: number, pen: Pen, bold = false): 
   let cut = label;
   while (cut.length > 1 && pen.width(`${cut}…`, bold) > room) cut = [...cut].slice(0, -1).join("");
   return `${cut}…`;
+}
+
+/** How much is seen of a token, in pixels. */
+function seenOf(token: number, scale: number, length: number): number {
+  return Math.min((token + 1) * scale, length) - Math.max(token * scale, 0);
 }
 
 /** The middle of what is seen of a token, in pixels; NaN where that is too little to stand for it. */
@@ -195,7 +202,8 @@ function drawWeights(pen: Pen, { window, extent, box, weightAt }: Frame, map: Bo
       if (weight === undefined || weight === 0) continue;
       const x = map.left + middleOf(key - window.x, window.sx, map.width);
       const y = map.top + middleOf(query - window.y, window.sy, map.height);
-      const text = signedPercent(weight, scale.signed);
+      const text = scale.signed ? pointsOf(weight) : percent(weight);
+      if (pen.width(text) > seenOf(key - window.x, window.sx, map.width) - ROOM) continue;
       pen.text(text, x, y, {
         colour: Number.isNaN(weight) ? "white" : inkOn(colourOf(scale, weight)),
         anchor: "middle",
@@ -204,11 +212,11 @@ function drawWeights(pen: Pen, { window, extent, box, weightAt }: Frame, map: Bo
   }
 }
 
-/** A weight, or a difference of weights in percentage points. */
-export function signedPercent(weight: number, signed: boolean): string {
-  if (!signed) return percent(weight);
-  const text = percent(Math.abs(weight));
-  return weight > 0 ? `+${text}` : weight < 0 ? `−${text}` : text;
+/** A difference of weights in percentage points, whose unit the scale says: "+12", "−3.4". */
+export function pointsOf(difference: number): string {
+  const text = percent(Math.abs(difference)).replace("%", "");
+  if (text.startsWith("<")) return "≈0";
+  return difference > 0 ? `+${text}` : difference < 0 ? `−${text}` : text;
 }
 
 function drawChosen(pen: Pen, { window, chosen }: Frame, map: Box, theme: Theme): void {
@@ -273,7 +281,8 @@ function drawSums(pen: Pen, { window }: Frame, sums: Sums, map: Box, theme: Them
   const style = { colour: theme.muted, size: 10 };
   const upTo = signed ? "±" : "≤";
   pen.text("sum", right, map.top - 9, style);
-  pen.text(`${upTo} ${percent(mostRow)}`, right - 2, below + 6, style);
+  pen.text(`${upTo} ${signed ? percent(mostRow).replace("%", "") : percent(mostRow)}`, right - 2, below + 6, style);
+  if (signed) pen.text("points", right - 2, below + 20, style);
   pen.text("received", map.left - 7, below + 6, { ...style, anchor: "end" });
   pen.text(
     `${upTo} ${mostColumn < 10 ? Number(mostColumn.toPrecision(2)) : Math.round(mostColumn).toLocaleString("en")}`,

@@ -10,6 +10,7 @@ import type { Rectangle } from "../../look.svelte";
 import { type PaletteName, type Scale, scaleOf, Tally, type Tone } from "../../model/colour";
 import type { Range, Source } from "../../source/contract";
 import type { Chosen, Pair } from "./axes";
+import type { Caption } from "./caption";
 import { type Box, type Point, pairAt } from "./geometry";
 import { type Pointed, Pointing } from "./pointing";
 import { chooseTiles, type Shown, tallyInView, viewOf, weightAt } from "./shown";
@@ -208,12 +209,12 @@ export class Engine {
   }
 
   /** All that is drawn, as a picture. */
-  png(): Promise<Blob> {
-    return this.surface.png();
+  png(caption: Caption): Promise<Blob> {
+    return this.surface.png(caption);
   }
 
-  svg(): string {
-    return this.surface.svg();
+  svg(caption: Caption): string {
+    return this.surface.svg(caption);
   }
 
   destroy(): void {

@@ -89,11 +89,6 @@ export function tokensIn(window: Window, extent: Extent, size: Size): { queries:
   };
 }
 
-/** As much of a range as a map of so many tokens has; at least one token of it. */
-export function clipped([start, stop]: Range, tokens: number): Range {
-  return [Math.min(start, tokens - 1), Math.max(Math.min(stop, tokens), 1)];
-}
-
 /** Pixels per token where one pair fills the view. */
 function closest(all: Window, size: Size): number {
   return Math.max(Math.min(size.width, size.height) * 0.9, all.sx);

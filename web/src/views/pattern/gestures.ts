@@ -33,11 +33,14 @@ export function listen(element: HTMLElement, engine: Engine, heard: Heard): () =
     const point = at(event);
     down.set(event.pointerId, point);
     element.setPointerCapture(event.pointerId);
-    if (down.size > 1) return;
+    if (down.size > 1) {
+      moved = true; // two fingers do not choose
+      return;
+    }
     start = point;
     moved = false;
     enclosing = event.shiftKey || heard.enclosing();
-    engine.point(point);
+    if (event.pointerType !== "touch") engine.point(point); // a finger may be about to pan or zoom, and hides what it is on
   };
 
   const drag = (event: PointerEvent): void => {
@@ -53,7 +56,7 @@ export function listen(element: HTMLElement, engine: Engine, heard: Heard): () =
     else if (down.size === 1) engine.pan(before.x - point.x, before.y - point.y);
     else pinch(event.pointerId, before, point);
     down.set(event.pointerId, point);
-    if (down.size === 1 && !enclosing) engine.point(point);
+    if (down.size === 1 && !enclosing && event.pointerType !== "touch") engine.point(point);
   };
 
   const pinch = (id: number, before: Point, point: Point): void => {
@@ -70,7 +73,10 @@ export function listen(element: HTMLElement, engine: Engine, heard: Heard): () =
   const release = (event: PointerEvent): void => {
     if (!down.delete(event.pointerId) || down.size > 0) return;
     if (enclosing && moved && start && event.type === "pointerup") engine.enclose(start, at(event));
-    else if (!moved && event.type === "pointerup") heard.click();
+    else if (!moved && start && event.type === "pointerup") {
+      engine.point(start);
+      heard.click();
+    }
     if (enclosing) heard.enclosed();
     start = null;
     enclosing = false;

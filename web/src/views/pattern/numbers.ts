@@ -1,22 +1,31 @@
 /** The numbers in view, as files: single weights while they are not too many, else the cells that are drawn. */
-import { csvOf } from "../../parts/save";
-import type { Range, Source } from "../../source/contract";
+import { csvOf, textIn } from "../../parts/save";
+import type { Range, Source, TextInfo } from "../../source/contract";
 import { type Cell, eachCell } from "./facts";
 import type { Labels } from "./sentences";
 import { cellRange, type Subject, type Tile } from "./tiles";
 
 /** So many weights are answered at once. */
 export const MOST_WEIGHTS = 1 << 20;
+/** Characters of a text that stands in each row. */
+const LONGEST = 300;
+
+/** A side of a pair of maps: the whole text, and its tokens. */
+export interface Written {
+  readonly text: TextInfo;
+  readonly queryLabels: Labels;
+  readonly keyLabels: Labels;
+}
 
 /** What of a map is in view. */
-export interface Seen {
+export interface Seen extends Written {
   readonly subject: Subject;
   readonly against: Subject | null;
+  /** Of what is taken off, where that is another text. */
+  readonly other: Written | null;
   readonly tiles: readonly Tile[];
   readonly less: readonly Tile[] | null;
   readonly view: { queries: Range; keys: Range };
-  readonly queryLabels: Labels;
-  readonly keyLabels: Labels;
   readonly reduce: string;
 }
 
@@ -46,29 +55,49 @@ export async function weightsOf(source: Source, { subject, against, view }: Seen
   return { queries, keys, weight, less };
 }
 
-export function weightsCsv(weights: Weights, queryLabels: Labels, keyLabels: Labels): string {
-  const columns = [
-    "query_position",
-    "query",
-    "key_position",
-    "key",
-    "weight",
-    ...(weights.less ? ["other", "difference"] : []),
-  ];
-  return csvOf(columns, rows(weights, queryLabels, keyLabels));
+/**
+ * The numbers in view as CSV: of several maps one after the other, with the text in front. All in single weights, or all in
+ * cells.
+ */
+export async function csvOfMaps(source: Source, parts: readonly Seen[]): Promise<string> {
+  const [columns, rows] = parts.every(isExact) ? await weightRows(source, parts) : cellRows(parts);
+  const [only, more] = rows;
+  if (only && !more) return csvOf(columns, only);
+  return csvOf(["text", ...columns], named(rows, namesOf(parts.map(({ text }) => text))));
 }
 
-function* rows(
-  { queries, keys, weight, less }: Weights,
-  queryLabels: Labels,
-  keyLabels: Labels,
-): Generator<(string | number)[]> {
+/** Rows with the name of their part in front; made one by one, for there may be millions. */
+function* named(parts: readonly Rows[], names: readonly string[]): Rows {
+  for (const [i, rows] of parts.entries()) for (const row of rows) yield [names[i] as string, ...row];
+}
+
+/** What stands in each row for its text: what it says where that is short. Each has a name of its own. */
+function namesOf(texts: readonly TextInfo[]): string[] {
+  const names = texts.map((text) => textIn(text, LONGEST));
+  return names.map((name, i) => (names.indexOf(name) === names.lastIndexOf(name) ? name : `${name} (${texts[i]?.id})`));
+}
+
+type Rows = Iterable<(string | number)[]>;
+type Table = [columns: string[], rows: Rows[]];
+
+async function weightRows(source: Source, parts: readonly Seen[]): Promise<Table> {
+  const less = parts[0]?.against ? ["other", "difference"] : [];
+  const others = parts[0]?.other ? ["other_query", "other_key"] : [];
+  const columns = ["query_position", "query", "key_position", "key", "weight", ...less, ...others];
+  const weights = await Promise.all(parts.map((part) => weightsOf(source, part)));
+  return [columns, weights.map((each, i) => rowsOf(each, parts[i] as Seen))];
+}
+
+function* rowsOf({ queries, keys, weight, less }: Weights, { queryLabels, keyLabels, other }: Seen): Rows {
+  const [otherQueries, otherKeys] = [other?.queryLabels, other?.keyLabels];
   let i = 0;
   for (let query = queries[0]; query < queries[1]; query++) {
     for (let key = keys[0]; key < keys[1]; key++, i++) {
       const value = weight[i] as number;
-      const row = [query, queryLabels?.[query] ?? "", key, keyLabels?.[key] ?? "", value];
-      yield less ? [...row, less[i] as number, value - (less[i] as number)] : row;
+      const row: (string | number)[] = [query, queryLabels?.[query] ?? "", key, keyLabels?.[key] ?? "", value];
+      if (less) row.push(less[i] as number, value - (less[i] as number));
+      if (other) row.push(otherQueries?.[query] ?? "", otherKeys?.[key] ?? "");
+      yield row;
     }
   }
 }
@@ -86,26 +115,32 @@ export function cellsOf({ tiles, less, view }: Seen): Cell[] {
   return cells;
 }
 
-export function cellsCsv(seen: Seen): string {
-  const name = `${seen.reduce}_weight${seen.less ? "_difference" : ""}`;
-  return csvOf(
-    ["query_start", "query_stop", "key_start", "key_stop", name],
-    cellsOf(seen).map(({ queries, keys, weight }) => [...queries, ...keys, weight]),
-  );
+function cellRows(parts: readonly Seen[]): Table {
+  const columns = [...CELL, nameOfCells(parts[0] as Seen)];
+  return [columns, parts.map(tableOfCells)];
 }
 
-/** The numbers in view as JSON; NaN is null there. */
-export async function jsonOf(source: Source, seen: Seen, about: Record<string, unknown>): Promise<unknown> {
+const CELL = ["query_start", "query_stop", "key_start", "key_stop"];
+const nameOfCells = ({ reduce, less }: Seen) => `${reduce}_weight${less ? "_difference" : ""}`;
+const tableOfCells = (seen: Seen) => cellsOf(seen).map(({ queries, keys, weight }) => [...queries, ...keys, weight]);
+
+/** The numbers in view as JSON, those of a text beside in an entry of their own; NaN is null there. */
+export async function jsonOf(
+  source: Source,
+  parts: readonly Seen[],
+  about: { model: string; what: string },
+): Promise<unknown> {
+  const maps = await Promise.all(parts.map((part) => jsonOfMap(source, part, about)));
+  return maps[1] ? { ...maps[0], beside: maps[1] } : maps[0];
+}
+
+async function jsonOfMap(source: Source, seen: Seen, { model, what }: { model: string; what: string }) {
+  const { other } = seen;
+  const about = { model, text: textIn(seen.text), ...(other ? { other_text: textIn(other.text) } : {}), what };
   if (!isExact(seen)) {
-    return {
-      ...about,
-      ...seen.view,
-      cells: cellsOf(seen).map(({ queries, keys, weight }) => [...queries, ...keys, weight]),
-      columns: ["query_start", "query_stop", "key_start", "key_stop", `${seen.reduce}_weight`],
-    };
+    return { ...about, ...seen.view, cells: tableOfCells(seen), columns: [...CELL, nameOfCells(seen)] };
   }
-  const weights = await weightsOf(source, seen);
-  const { queries, keys, weight, less } = weights;
+  const { queries, keys, weight, less } = await weightsOf(source, seen);
   const labels = (of: Labels, [start, stop]: Range) => of?.slice(start, stop) ?? null;
   const table = (values: Float32Array) =>
     Array.from({ length: size(queries) }, (_, i) => [...values.subarray(i * size(keys), (i + 1) * size(keys))]);
@@ -117,6 +152,9 @@ export async function jsonOf(source: Source, seen: Seen, about: Record<string, u
     key_tokens: labels(seen.keyLabels, keys),
     weights: table(weight),
     ...(less ? { other: table(less) } : {}),
+    ...(other
+      ? { other_query_tokens: labels(other.queryLabels, queries), other_key_tokens: labels(other.keyLabels, keys) }
+      : {}),
   };
 }
 

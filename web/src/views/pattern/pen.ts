@@ -21,6 +21,8 @@ export interface Pen {
   frame(x: number, y: number, width: number, height: number, colour: string, thick?: number): void;
   /** What is drawn in between is seen only inside a box. */
   clip(box: Box, draw: () => void): void;
+  /** What is drawn in between is lower by so many pixels. */
+  lowered(by: number, draw: () => void): void;
   width(text: string, bold?: boolean): number;
 }
 
@@ -88,6 +90,13 @@ export class CanvasPen implements Pen {
     context.restore();
   }
 
+  lowered(by: number, draw: () => void): void {
+    this.context.save();
+    this.context.translate(0, by);
+    draw();
+    this.context.restore();
+  }
+
   width(text: string, bold = false): number {
     const name = bold ? `*${text}` : text;
     const known = this.widths.get(name);
@@ -107,12 +116,12 @@ export class SvgPen implements Pen {
 
   constructor(private readonly measured: Pen) {}
 
-  /** The drawing; `picture` (a data URL) lies under it. */
-  document(width: number, height: number, ground: string, picture: string): string {
+  /** The drawing; `picture` (a data URL) lies under it, from `top` on. */
+  document(width: number, height: number, ground: string, picture: string, top: number): string {
     return [
       `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" font-family="${escaped(FAMILY)}">`,
       `<rect width="100%" height="100%" fill="${ground}"/>`,
-      `<image href="${picture}" width="${width}" height="${height}" style="image-rendering:pixelated"/>`,
+      `<image href="${picture}" y="${top}" width="${width}" height="${height - top}" style="image-rendering:pixelated"/>`,
       ...this.parts,
       "</svg>",
     ].join("\n");
@@ -152,6 +161,12 @@ export class SvgPen implements Pen {
       `<clipPath id="${id}"><rect x="${near(left)}" y="${near(top)}" width="${near(width)}" height="${near(height)}"/></clipPath>`,
     );
     this.parts.push(`<g clip-path="url(#${id})">`);
+    draw();
+    this.parts.push("</g>");
+  }
+
+  lowered(by: number, draw: () => void): void {
+    this.parts.push(`<g transform="translate(0 ${near(by)})">`);
     draw();
     this.parts.push("</g>");
   }

@@ -3,13 +3,16 @@ import { scaleOf, Tally } from "../../model/colour";
 import {
   cellMeaning,
   cellSentence,
+  comparedSentence,
   difference,
+  type Picture,
   pictureWords,
   pointedSentence,
   rangeName,
   share,
   sumSentence,
 } from "./sentences";
+import type { Subject } from "./tiles";
 
 const labels = ["[CLS]", "the", "river", "bank"];
 const names = { queries: labels, keys: labels, against: null };
@@ -73,21 +76,35 @@ describe("sentences", () => {
       { queries: [3, 4], keys: [2, 3], weight: 0.5 },
       { queries: [0, 2], keys: [0, 2], weight: 0.25 },
     ] as const;
-    const said = pictureWords(
-      "layer 0, head 1",
-      { queries: [0, 4], keys: [0, 4] },
-      { queries: 4, keys: 4 },
+    const picture: Picture = {
+      title: "layer 0, head 1",
+      view: { queries: [0, 4], keys: [0, 4] },
+      extent: { queries: 4, keys: 4 },
       cells,
       names,
-      0.4,
-    );
-    expect(said).toBe(
+      concentration: 0.4,
+      compared: "",
+      lacks: "nothing",
+    };
+    expect(pictureWords(picture)).toBe(
       "Map of layer 0, head 1: all 4 queries by 4 keys. Strongest: bank (3) looks at river (2): 50%; tokens 0–1 at tokens 0–1: 25%. " +
         "On average 40% of a query's attention is on its heaviest key in view.",
     );
-    expect(pictureWords("x", { queries: [1, 2], keys: [0, 4] }, { queries: 4, keys: 4 }, [], names, null)).toMatch(
-      /queries 1 to 1, keys 0 to 3\. No weight/,
+    const nothing = { ...picture, view: { queries: [1, 2], keys: [0, 4] }, cells: [], concentration: null } as const;
+    expect(pictureWords(nothing)).toMatch(/queries 1 to 1, keys 0 to 3\. No weight in view\.$/);
+    expect(pictureWords({ ...nothing, names: { ...names, against: "head 2" }, compared: "Only some." })).toMatch(
+      / No difference in view\. Only some\.$/,
     );
+    expect(pictureWords({ ...nothing, lacks: "all" })).toBe("Map of layer 0, head 1. The map could not be loaded.");
+    expect(pictureWords({ ...nothing, lacks: "part" })).toMatch(/Part of the map could not be loaded\.$/);
+  });
+
+  it("says how far a difference goes", () => {
+    const subject = (queries: number, keys: number) => ({ extent: { queries, keys } }) as Subject;
+    const said = (against: Subject | null) => comparedSentence({ subject: subject(5, 5), against });
+    expect([said(null), said(subject(5, 5))]).toEqual(["", ""]);
+    expect(said(subject(3, 3))).toBe("Only the first 3 tokens of both are compared.");
+    expect(said(subject(3000, 4))).toBe("Only the first 5 queries and the first 4 keys of both are compared.");
   });
 
   it("names ranges", () => {

@@ -4,6 +4,7 @@ import type { Range } from "../../source/contract";
 import type { State } from "./engine";
 import type { Cell } from "./facts";
 import type { Pointed } from "./pointing";
+import { extentOf, type MapSpec } from "./specs";
 import type { PointedSum } from "./sums";
 
 /** The tokens along a side; null: not known. */
@@ -103,25 +104,50 @@ export function unitOf(scale: Scale): string {
   return scale.signed ? "percentage points of the query's attention" : "share of the query's attention";
 }
 
+/** How far a difference goes, where one of its maps goes farther; "" where none does. */
+export function comparedSentence(spec: Pick<MapSpec, "subject" | "against">): string {
+  const { queries, keys } = extentOf(spec);
+  const all = [spec.subject, spec.against ?? spec.subject].map(({ extent }) => extent);
+  if (all.every((extent) => extent.queries === queries && extent.keys === keys)) return "";
+  const first = (count: number) => `the first ${count.toLocaleString("en")}`;
+  const what = queries === keys ? `${first(keys)} tokens` : `${first(queries)} queries and ${first(keys)} keys`;
+  return `Only ${what} of both are compared.`;
+}
+
+/** A picture that is told in words. */
+export interface Picture {
+  readonly title: string;
+  readonly view: { queries: Range; keys: Range };
+  readonly extent: { queries: number; keys: number };
+  /** The strongest of those in view. */
+  readonly cells: readonly Cell[];
+  readonly names: Names;
+  /** How much of a query's attention is on its heaviest key; null: that is not known. */
+  readonly concentration: number | null;
+  /** How far a difference goes. */
+  readonly compared: string;
+  /** Whether all or a part of it could not be loaded. */
+  readonly lacks: "nothing" | "part" | "all";
+}
+
 /** The picture in words. */
-export function pictureWords(
-  title: string,
-  view: { queries: Range; keys: Range },
-  extent: { queries: number; keys: number },
-  cells: readonly Cell[],
-  names: Names,
-  concentration: number | null,
-): string {
+export function pictureWords({ title, view, extent, cells, names, concentration, compared, lacks }: Picture): string {
+  if (lacks === "all") return `Map of ${title}. The map could not be loaded.`;
   const all = view.queries[1] - view.queries[0] === extent.queries && view.keys[1] - view.keys[0] === extent.keys;
   const where = all
     ? `all ${extent.queries.toLocaleString("en")} queries by ${extent.keys.toLocaleString("en")} keys`
     : `queries ${view.queries[0]} to ${view.queries[1] - 1}, keys ${view.keys[0]} to ${view.keys[1] - 1}`;
   const told = cells.map((cell) => cellWords(cell, names)).join("; ");
-  const on =
+  const said = [
+    `Map of ${title}: ${where}.`,
+    told ? `Strongest: ${told}.` : `No ${names.against ? "difference" : "weight"} in view.`,
     concentration === null
       ? ""
-      : ` On average ${share(concentration)} of a query's attention is on its heaviest key in view.`;
-  return `Map of ${title}: ${where}. ${told ? `Strongest: ${told}.` : "No weight in view."}${on}`;
+      : `On average ${share(concentration)} of a query's attention is on its heaviest key in view.`,
+    compared,
+    lacks === "part" ? "Part of the map could not be loaded." : "",
+  ];
+  return said.filter(Boolean).join(" ");
 }
 
 function cellWords({ queries, keys, weight }: Cell, names: Names): string {

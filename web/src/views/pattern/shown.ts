@@ -3,9 +3,9 @@ import { Tally } from "../../model/colour";
 import { type Range, TILE } from "../../source/contract";
 import type { Sums } from "./axes";
 import { countsOf, tallyOf } from "./facts";
-import { type Box, clipped, coarsestLevel, type Extent, levelOf, tokensIn } from "./geometry";
+import { type Box, type Extent, levelOf, tokensIn } from "./geometry";
 import type { Panel } from "./scene";
-import type { MapSpec } from "./specs";
+import { extentOf, type MapSpec } from "./specs";
 import { drawn, nameOf, placesOf, type TileCache, type Wanted } from "./tiles";
 
 export interface Shown extends Panel {
@@ -25,7 +25,7 @@ export function shownAs(spec: MapSpec, before: readonly Shown[], place: number):
   const same = before.find((map) => nameOf(map.spec.subject) === nameOf(spec.subject));
   return {
     spec,
-    extent: spec.subject.extent,
+    extent: extentOf(spec),
     box: same?.box ?? before[place]?.box ?? box,
     window: same?.window ?? { x: 0, y: 0, sx: 1, sy: 1 },
     signature: "",
@@ -56,12 +56,7 @@ export function chooseTiles(map: Shown, cache: TileCache): void {
   map.wanted = places.map((place) => ({ subject, place }));
   map.against = null;
   if (against) {
-    const less = placesOf(
-      Math.min(level, coarsestLevel(against.extent)),
-      clipped(queries, against.extent.queries),
-      clipped(keys, against.extent.keys),
-      against.extent,
-    );
+    const less = placesOf(level, queries, keys, against.extent);
     map.against = drawn(cache, against, less);
     map.wanted = map.wanted.concat(less.map((place) => ({ subject: against, place })));
   }

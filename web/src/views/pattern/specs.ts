@@ -2,6 +2,7 @@
 import type { Looked, Place } from "../../look.svelte";
 import { headName } from "../../parts/names";
 import type { Head, SiteInfo, TextInfo, TokensAnswer } from "../../source/contract";
+import type { Extent } from "./geometry";
 import type { Subject } from "./tiles";
 
 /** The most small maps beside the large one. */
@@ -53,6 +54,13 @@ export function subjectOf(text: TextInfo, { site, head }: Place, reduce: "mean" 
     extent,
     exact: info.exact,
   };
+}
+
+/** What a map shows: of a difference, as much as both maps have of each side. */
+export function extentOf({ subject, against }: Pick<MapSpec, "subject" | "against">): Extent {
+  const { queries, keys } = subject.extent;
+  if (!against) return subject.extent;
+  return { queries: Math.min(queries, against.extent.queries), keys: Math.min(keys, against.extent.keys) };
 }
 
 /** Whether there is anything to draw of a site. */

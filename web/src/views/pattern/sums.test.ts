@@ -58,15 +58,14 @@ describe("sums at the sides", () => {
       expect(sumAt([one], gutters, { x, y })).toBeNull();
   });
 
-  it("of a difference are those of both, where both are", async () => {
+  it("of a difference are those of both, as far as both go", async () => {
     const [loader, as, shorter] = [new SumsLoader(source()), map(4, 6), map(6, 4)];
     await loader.load([as, shorter]);
     expect([...(as.sums?.rows ?? [])]).toEqual([0, 1, 2, 3]);
-    expect(shorter.sums?.keys).toEqual([0, 4]);
-    shorter.window = { x: 4.5, y: 4.5, sx: 100, sy: 100 };
-    shorter.sums = null;
-    await loader.load([shorter]);
-    expect(shorter.sums).toBeNull();
+    expect([as.sums?.keys, shorter.sums?.keys]).toEqual([
+      [0, 4],
+      [0, 4],
+    ]);
   });
 
   it("are given up without a word, and fail with one", async () => {

@@ -1,7 +1,7 @@
 /** Sums of the weights in view along both sides of each map: asked for when the view has rested, and read at their bars. */
 import type { Range, Source } from "../../source/contract";
 import { mapBox, type Sums } from "./axes";
-import { clipped, type Gutters, type Point, placeAt } from "./geometry";
+import { type Gutters, type Point, placeAt } from "./geometry";
 import { type Shown, viewOf } from "./shown";
 import { cellOf, cellRange, type Subject } from "./tiles";
 
@@ -37,10 +37,7 @@ export class SumsLoader {
   private async loadOne(map: Shown, signal: AbortSignal): Promise<void> {
     const { subject, against } = map.spec;
     if (!subject.exact || (against && !against.exact)) return;
-    const view = viewOf(map);
-    const queries = against ? clipped(view.queries, against.extent.queries) : view.queries;
-    const keys = against ? clipped(view.keys, against.extent.keys) : view.keys;
-    if (queries[0] < view.queries[0] || keys[0] < view.keys[0]) return; // the other map ends before this part
+    const { queries, keys } = viewOf(map);
     if (map.sums && equal(map.sums.queries, queries) && equal(map.sums.keys, keys)) return;
     const ask = ({ text, site, head }: Subject) =>
       this.source.ask("margins", { text, site, head, queries, keys }, signal);

@@ -5,6 +5,7 @@
 import type { Scale } from "../../model/colour";
 import { watchTheme } from "../../parts/theme";
 import { type Chosen, drawFrame, drawSmall, type Frame, mapBox, type Theme } from "./axes";
+import { CAPTION_HEIGHT, type Caption, drawCaption } from "./caption";
 import { CanvasPen, type Pen, SvgPen } from "./pen";
 import type { Pointed } from "./pointing";
 import { WebglPainter } from "./renderer";
@@ -23,6 +24,9 @@ export interface Content {
   readonly pointed: Pointed | null;
   readonly weightAt: (map: Shown, query: number, key: number) => number | undefined;
 }
+
+/** Pixels of a saved picture for one of the page. */
+const SAVED = 2;
 
 export class Surface {
   readonly pen: CanvasPen;
@@ -71,10 +75,16 @@ export class Surface {
     this.painter.drop(tile);
   }
 
-  /** All that is drawn. */
-  async png(): Promise<Blob> {
-    const canvas = this.maps(this.content());
-    canvas.getContext("2d")?.drawImage(this.overlay, 0, 0);
+  /** All that is drawn, with what it is of above it. */
+  async png(caption: Caption): Promise<Blob> {
+    const content = this.content() as Content;
+    const maps = this.maps(content);
+    const { canvas, context } = blank(maps.width, maps.height + CAPTION_HEIGHT * SAVED);
+    context.fillStyle = this.theme.ground;
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(maps, 0, CAPTION_HEIGHT * SAVED);
+    context.scale(SAVED, SAVED);
+    this.drawSaved(new CanvasPen(context), content, caption);
     return await new Promise((done, failed) => {
       canvas.toBlob(
         (blob) => (blob ? done(blob) : failed(new Error("The picture is too large to be saved."))),
@@ -84,12 +94,13 @@ export class Surface {
   }
 
   /** The same with sharp letters and lines: the maps are a picture in it. */
-  svg(): string {
+  svg(caption: Caption): string {
     const content = this.content() as Content;
     const picture = this.maps(content).toDataURL("image/png");
     const pen = new SvgPen(this.pen);
-    this.drawAround(pen, content);
-    return pen.document(content.view.size.width, content.view.size.height, this.theme.ground, picture);
+    this.drawSaved(pen, content, caption);
+    const { width, height } = content.view.size;
+    return pen.document(width, height + CAPTION_HEIGHT, this.theme.ground, picture, CAPTION_HEIGHT);
   }
 
   destroy(): void {
@@ -101,10 +112,9 @@ export class Surface {
   private draw(content: Content | null): void {
     if (!content) return;
     const { overlay, context } = this;
-    const { size, maps } = content.view;
+    const { size } = content.view;
     const ratio = Math.min(devicePixelRatio || 1, 3);
-    const { behind, nothing } = this.theme;
-    if (this.outdated) this.painter.draw({ size, ratio, panels: maps, scale: content.scale, ground: behind, nothing });
+    if (this.outdated) this.drawMaps(content, ratio);
     this.outdated = false;
     const [width, height] = [Math.round(size.width * ratio), Math.round(size.height * ratio)];
     if (overlay.width !== width) overlay.width = width;
@@ -122,16 +132,30 @@ export class Surface {
     for (const map of small) drawSmall(pen, map.box, map.spec.title, mapBox(map), this.theme);
   }
 
-  /** A copy of the maps, with nothing around them. */
-  private maps(content: Content | null): HTMLCanvasElement {
-    this.outdated = true;
-    this.draw(content);
-    const canvas = document.createElement("canvas");
-    canvas.width = this.overlay.width;
-    canvas.height = this.overlay.height;
-    canvas.getContext("2d")?.drawImage(this.canvas, 0, 0); // in the same task as it was drawn: later, its pixels are gone
+  private drawSaved(pen: Pen, content: Content, caption: Caption): void {
+    drawCaption(pen, caption, content.scale, content.view.size.width, this.theme);
+    pen.lowered(CAPTION_HEIGHT, () => this.drawAround(pen, content));
+  }
+
+  private drawMaps({ view, scale }: Content, ratio: number): void {
+    const { behind, nothing } = this.theme;
+    this.painter.draw({ size: view.size, ratio, panels: view.maps, scale, ground: behind, nothing });
+  }
+
+  /** A copy of the maps, with nothing around them, as finely as they are saved. */
+  private maps(content: Content): HTMLCanvasElement {
+    this.drawMaps(content, SAVED);
+    const { canvas, context } = blank(this.canvas.width, this.canvas.height);
+    context.drawImage(this.canvas, 0, 0); // in the same task as it was drawn: later, its pixels are gone
+    this.request(); // as finely as the screen is
     return canvas;
   }
+}
+
+function blank(width: number, height: number): { canvas: HTMLCanvasElement; context: CanvasRenderingContext2D } {
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width, height });
+  return { canvas, context: canvas.getContext("2d") as CanvasRenderingContext2D };
 }
 
 function frameOf(map: Shown, i: number, { chosen, pointed, weightAt }: Content): Frame {

@@ -83,6 +83,14 @@ describe("a view of maps", () => {
     expect([first, second, small]).toEqual([400, 800, 400]);
   });
 
+  it("shows of a difference what both maps have, the shorter one whichever it is", () => {
+    const less = { ...map("0", 1000), against: map("1", 90).subject };
+    const view = opened([less]);
+    expect(viewOf(view.main[0] as View["main"][0])).toEqual({ queries: [0, 90], keys: [0, 90] });
+    view.show([{ ...map("1", 90), against: map("0", 1000).subject }], []);
+    expect(viewOf(view.main[0] as View["main"][0]).keys).toEqual([0, 90]);
+  });
+
   it("looks at what is enclosed, in either map and from any corner", () => {
     const view = opened([map("0", 1000), map("1", 2000)]);
     const { x, y } = middle(view, 1);

@@ -8,7 +8,7 @@ import { type Chosen, guttersOf, type Pair } from "./axes";
 import * as geometry from "./geometry";
 import type { Pen } from "./pen";
 import { type Shown, shownAs } from "./shown";
-import type { MapSpec } from "./specs";
+import { extentOf, type MapSpec } from "./specs";
 
 /** Pixels that are not enough for long labels. */
 const NARROW = 520;
@@ -46,7 +46,7 @@ export class View {
   /** Show these maps; the part in view stays if they are as long as those before. */
   show(main: readonly MapSpec[], small: readonly MapSpec[]): void {
     const before = this.main[0]?.extent;
-    const now = main[0]?.subject.extent;
+    const now = main[0] && extentOf(main[0]);
     if (before && now && (before.queries !== now.queries || before.keys !== now.keys)) {
       this.opening = this.rectangle;
       this.window = null;
@@ -152,7 +152,7 @@ export class View {
     const main = this.main[0];
     if (!main || !this.size.width) return;
     const labels = this.main.flatMap(({ spec }) => [
-      spec.subject.extent.queries.toLocaleString("en"), // tokens are numbered where there is no room for their words
+      extentOf(spec).queries.toLocaleString("en"), // tokens are numbered where there is no room for their words
       ...(spec.queryLabels ?? []).slice(0, MEASURED),
       ...(spec.keyLabels ?? []).slice(0, MEASURED),
     ]);
