@@ -13,12 +13,12 @@ import torch
 for folder in ("", "adapters", "analysis", "trace"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
-# Triton finds out when it is imported whether it is to interpret kernels: it does where there is no GPU.
+# Triton finds out when kernels are imported whether it is to interpret them: it does where there is no GPU.
 INTERPRET = "TRITON_INTERPRET"
 if not torch.cuda.is_available():
     os.environ[INTERPRET] = "1"
     with suppress(ImportError):
-        import_module("triton")
+        import_module("saccade.backends.gpu_gradients")
     del os.environ[INTERPRET]
 
 

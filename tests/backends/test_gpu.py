@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -73,17 +74,22 @@ FEW_SHAPES = [
 ]
 
 
+MASKS = ["none", "causal", "sinks-and-window", "dense", "not"]
+NOT_FINITE = (
+    [*itertools.product(MASKS, [torch.nan, torch.inf, -torch.inf])]
+    if CUDA
+    else [("dense", torch.nan), ("not", torch.inf), ("causal", -torch.inf)]
+)
+
+
 class TestGPU(Conformance):
     backend = "gpu"
     shapes = SHAPES if CUDA else FEW_SHAPES
     dtypes = (torch.float32, torch.float16, torch.bfloat16) if CUDA else (torch.float32,)
     float64 = False
 
-    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
     @pytest.mark.parametrize("where", ["query", "key", "value"])
-    @pytest.mark.parametrize(
-        "mask", ["none", "causal", "sinks-and-window", "dense", "not"] if CUDA else ["not", "dense"]
-    )
+    @pytest.mark.parametrize(("mask", "bad"), NOT_FINITE)
     def test_not_finite(self, mask, where, bad):
         super().test_not_finite(mask, where, bad)
 

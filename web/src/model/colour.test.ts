@@ -69,6 +69,15 @@ describe("tones", () => {
     expect(at(2e-5)).toEqual([0, 5e-6, 1e-5, 1.5e-5, 2e-5]);
   });
 
+  it("writes a number at each side of differences", () => {
+    for (const top of [0.05, 0.3, 0.35, 0.45, 0.5, 0.9, 1]) {
+      const scale = scaleOf(tallyOf(-top, top), "linear", "saccade", true);
+      const weights = ticksOf(scale).map(({ weight }) => weight);
+      expect(weights.length, `${top}`).toBeOneOf([3, 5]);
+      expect(weights[0]).toBe(-(weights.at(-1) as number));
+    }
+  });
+
   it("gives each decade of a logarithmic scale the same room", () => {
     const scale = scaleOf(tallyOf(1e-9, 1), "log", "saccade", false);
     expect([1e-4, 1e-3, 1e-2, 0.1, 1].map((weight) => placeOf(scale, weight))).toEqual(

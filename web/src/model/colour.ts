@@ -214,9 +214,10 @@ export function roundedUp(largest: number): number {
   return Number(((least ?? 10) * power).toPrecision(1));
 }
 
+/** Round numbers from 0 to `top`: at least one beyond 0, and at most `most`. */
 function linear(top: number, most: number): number[] {
   const power = 10 ** Math.floor(Math.log10(top) - 1);
-  const step = ([1, 2, 5, 10, 20, 50].find((times) => top / (times * power) < most + 1e-6) ?? 50) * power;
+  const step = ([1, 2, 5, 10, 20, 50].find((times) => top / (times * power) < most + 1 - 1e-6) ?? 50) * power;
   return Array.from({ length: Math.floor(top / step + 1e-6) + 1 }, (_, i) => Number((i * step).toPrecision(6)));
 }
 
