@@ -116,6 +116,10 @@ BIASES: dict[str, Callable[[Shape], Tensor | Bias | None]] = {
 }
 
 
+# One of each way in which a statistic is computed.
+SEVERAL = [statistics.Entropy(), statistics.Received(), statistics.Mass(torch.arange(64) % 3, 3)]
+
+
 @dataclass
 class Case:
     """One problem with its tensors, in float64; `to` gives it in another dtype."""
@@ -458,7 +462,7 @@ class Conformance:
         self.check(Case(shape, masks.causal(20), dtype=self.dtypes[0]), asked)
 
     @pytest.mark.parametrize("queries", [1, 3, 70])
-    @pytest.mark.parametrize("asked", [[], [statistics.Entropy(), statistics.Received()]], ids=["plain", "statistics"])
+    @pytest.mark.parametrize("asked", [[], SEVERAL], ids=["plain", "statistics"])
     def test_pages(self, queries: int, asked: list[Statistic]) -> None:
         """A cache in pages that lie in any order, some shared, the last one of each partly unwritten."""
         page, table = 16, torch.tensor([[4, 0, 6, 2], [4, 5, 1, 1]])

@@ -327,7 +327,7 @@ class _Run:
         pages = self.inputs.pages
         return self.kernels.Problem(
             query=self._operand(self.query),
-            key=self._operand(self.key)._replace(batch=self.key.stride(0)),
+            key=self._operand(self.key),
             value=None if value is None else self._operand(value),
             heads=lengths.heads,
             group=self.inputs.group,
@@ -421,7 +421,9 @@ class _Run:
             self.rows(self.kernels.Results(self._rows, given=given), together)
         for statistic, result in asked:
             if isinstance(statistic, Mass):
-                self._mass(statistic, result[0], given)
+                # Which group a key is of does not lie in pages.
+                whole = self if self.inputs.pages is None else _Run(self.problem, self.inputs.gathered())
+                whole.mass(statistic, result[0], given)
             elif isinstance(statistic, TopKeys) and not _is_few_top_keys(statistic):
                 self._many_top_keys(statistic, result, lse, given)
         self._by_key(by_key, known)
@@ -509,7 +511,7 @@ class _Run:
         splits = max(1, min(2 * _processors(self.query.device) // max(programs, 1), keys // (2 * tiles.keys)))
         return -(-keys // (splits * tiles.keys)) * tiles.keys
 
-    def _mass(self, statistic: Mass, result: Tensor, given: Tensor | None) -> None:
+    def mass(self, statistic: Mass, result: Tensor, given: Tensor | None) -> None:
         """Masses of groups: the pattern times which group each key is of."""
         member = _membership(statistic.groups, statistic.count or 0)
         for start in range(0, result.shape[-1], _COLUMNS):
