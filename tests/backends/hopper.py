@@ -73,6 +73,10 @@ def main():
     relative = scores.RelativeBias(torch.zeros(4, 9), -4)
     attend(torch.float16, 64, mask=masks.dense(torch.rand(512, 512) < 0.5), bias=relative, softcap=20.0, backward=True)
     attend(torch.float32, 64, bias=torch.zeros(1, 4, 512, 512), sinks=torch.zeros(4))
+    groups = torch.arange(512) % 3
+    attend(
+        torch.bfloat16, 64, asked=[statistics.Mass(groups, 3), statistics.Received(groups, 3), statistics.MaxWeight()]
+    )
     attend(torch.bfloat16, 128, queries=1, heads=32, key_heads=8)
 
 
