@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conformance import SHAPES, Conformance, Shape
+from conformance import SHAPES, Case, Conformance, Shape
+
+from saccade import masks
 
 pytest.importorskip("triton", reason="triton is an extra: pip install 'saccade[gpu]'")
 
@@ -92,6 +94,10 @@ class TestGPU(Conformance):
     @pytest.mark.parametrize(("mask", "bad"), NOT_FINITE)
     def test_not_finite(self, mask, where, bad):
         super().test_not_finite(mask, where, bad)
+
+    @pytest.mark.parametrize("some", FEW_SHAPES[4:], ids=str)
+    def test_float16(self, some):
+        self.check(Case(some, masks.causal(some.offset), dtype=torch.float16))
 
 
 def test_kernels_compile_for_a_gpu():

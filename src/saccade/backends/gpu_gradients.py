@@ -20,6 +20,8 @@ from saccade.backends.gpu_kernels import (
     _span,
     _tile,
     _weights,
+    _zero,
+    _zeros,
 )
 
 
@@ -82,7 +84,7 @@ def backward_keys_kernel(p, results, grad, delta, key_grad, value_grad, spans, s
     j = tile * C.KEYS + tl.arange(0, C.KEYS)
     k = _tile(p.key, batch, key_head, j, C.D, C.DP, p.keys, True)
     v = _tile(p.value, batch, key_head, j, C.DV, C.DVP, p.keys, True)
-    state = tl.zeros((C.KEYS, C.DP), tl.float32), tl.zeros((C.KEYS, C.DVP), tl.float32)
+    state = _zeros(C.KEYS, C.DP), _zeros(C.KEYS, C.DVP)
     for member in range(p.group):
         head = key_head * p.group + member
         first, inner, outer, last = _span(p, spans, tile, batch, head, C)
@@ -149,8 +151,8 @@ def backward_rows_kernel(p, results, grad, delta, query_grad, low, high, scale, 
     place = (batch * p.heads + head).to(tl.int64) * p.queries + i
     base, share = _rows_of_state(results, place, there, C)
     subtracted = tl.load(delta + place, mask=there, other=0.0)
-    zero = tl.zeros((C.ROWS,), tl.float32)
-    state = tl.zeros((C.ROWS, C.DP), tl.float32), zero, zero
+    zero = _zero(C.ROWS)
+    state = _zeros(C.ROWS, C.DP), zero, zero
     if C.MASK == 1:
         at = row.to(tl.int64) * p.mask.runs + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
         done = 0
@@ -189,7 +191,7 @@ def dense_bias_kernel(p, results, grad, delta, out, batches, heads, row_blocks, 
     """
     tile0, block0, line = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     lines = p.heads // heads
-    total = tl.zeros((C.ROWS, C.KEYS), tl.float32)
+    total = _zeros(C.ROWS, C.KEYS)
     for shared in range(batches * heads * row_blocks * key_tiles):
         batch = line // lines + (shared // (heads * row_blocks * key_tiles))
         head = line % lines + (shared // (row_blocks * key_tiles)) % heads

@@ -190,6 +190,16 @@ def _of_keys(operand, p, batch, key_head, keys, WIDTH: tl.constexpr, PADDED: tl.
 
 
 @triton.jit
+def _zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.zeros((ROWS, COLUMNS), tl.float32)
+
+
+@triton.jit
+def _zero(ROWS: tl.constexpr):
+    return tl.zeros((ROWS,), tl.float32)
+
+
+@triton.jit
 def _is_finite(x):
     return tl.abs(x.to(tl.float32)) < INFINITY
 
@@ -412,12 +422,12 @@ def rows_kernel(p, out, results, offset, share, C: tl.constexpr):
     at = p.query.pointer + batch.to(tl.int64) * p.query.batch + at[:, None] + column[None, :]
     q = tl.load(at, mask=(column < C.D)[None, :], other=0.0)
 
-    acc = tl.zeros((C.ROWS, C.DVP), tl.float32)
-    m = tl.full((C.ROWS,), -INFINITY, tl.float32)
-    zero = tl.zeros((C.ROWS,), tl.float32)
+    acc = _zeros(C.ROWS, C.DVP)
+    m = _zero(C.ROWS) - INFINITY
+    zero = _zero(C.ROWS)
     KS: tl.constexpr = C.K if C.K > 0 else 1
-    best = tl.full((C.ROWS, KS), -INFINITY, tl.float32)
-    state = acc, m, zero, zero, zero, best, tl.full((C.ROWS, KS), -1, tl.int32)
+    best = _zeros(C.ROWS, KS) - INFINITY
+    state = acc, m, zero, zero, zero, best, _zeros(C.ROWS, KS).to(tl.int32) - 1
     least, most = 0, p.keys
     if C.SPLIT:
         least = tl.program_id(2) * share
@@ -443,7 +453,7 @@ def rows_kernel(p, out, results, offset, share, C: tl.constexpr):
         if C.DISTANCE:
             tl.store(results.distance + place, far, mask=there)
     else:
-        sink = tl.full((C.ROWS,), -INFINITY, tl.float32)
+        sink = _zero(C.ROWS) - INFINITY
         if p.sinks is not None:
             sink = _sink(p, batch, head, C)
         given = zero
@@ -750,7 +760,7 @@ def columns_kernel(p, results, rows, product, sums, cells, edges, cell_rows, spa
     j = tile * C.KEYS + tl.arange(0, C.KEYS)
     k = _of_keys(p.key, p, batch, head // p.group, j, C.D, C.DP, True)
     first, inner, outer, last = _span(p, spans, tile, batch, head, C)
-    whole, products = tl.zeros((C.KEYS,), tl.float32), tl.zeros((C.KEYS, C.DVP), tl.float32)
+    whole, products = _zero(C.KEYS), _zeros(C.KEYS, C.DVP)
     for cell in range(cell_rows):
         least, most = tl.load(edges + cell), tl.load(edges + cell + 1)
         # Steps of C.ROWS from `least`: those from `inside` to `outside` are inside.
@@ -760,7 +770,7 @@ def columns_kernel(p, results, rows, product, sums, cells, edges, cell_rows, spa
         inside = tl.minimum(tl.maximum(inside, begin), end)
         outside = least + tl.maximum(tl.minimum(outer * C.ROWS, most) - least, 0) // C.ROWS * C.ROWS
         outside = tl.minimum(tl.maximum(outside, inside), end)
-        state = tl.zeros((C.KEYS,), tl.float32), tl.zeros((C.KEYS,), tl.float32), products
+        state = _zero(C.KEYS), _zero(C.KEYS), products
         state = _gather(p, k, state, results, rows, batch, head, j, begin, inside, least, most, C, True)
         state = _gather(p, k, state, results, rows, batch, head, j, inside, outside, least, most, C, False)
         state = _gather(p, k, state, results, rows, batch, head, j, outside, end, least, most, C, True)
