@@ -272,10 +272,10 @@ def test_labels_of_lines_tell_where_the_lines_end(visit, served):
     visit.open(served.at("/meaning?layer=1"))
     saved = visit.saved_json()
     charts = visit.tab.locator(".side figure")
-    near = charts.nth(0).locator("svg .name").all_text_contents()
     ends = zip(saved["senses"], saved["similarity"][-1][0], strict=True)
-    assert near == [f"{sense} {value:.2f}" for sense, value in ends]
-    assert charts.nth(1).locator("svg .value").text_content() == f"{saved['accuracy'][-1]:.0%}"
+    near = [f"{sense} {value:.2f}" for sense, value in ends]
+    expect(charts.nth(0).locator("svg .name")).to_have_text(near)
+    expect(charts.nth(1).locator("svg .value")).to_have_text(f"{saved['accuracy'][-1]:.0%}")
     expect(charts.nth(0)).to_contain_text(f"{saved['senses'][0]} ({saved['similarity'][1][0][0]:.2f})")
     expect(charts.nth(1)).to_contain_text(f"After 1 layer: {saved['accuracy'][1]:.0%}")
 
