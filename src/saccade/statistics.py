@@ -128,7 +128,7 @@ def _groups(name: str, groups: Tensor, wanted: int, lengths: Lengths) -> Tensor:
     return table.long()
 
 
-def _one_hot(groups: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+def one_hot(groups: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """Membership ``(b, n, count)``; negative groups belong nowhere."""
     return (groups[..., None] == torch.arange(count, device=groups.device)).to(dtype)
 
@@ -316,7 +316,7 @@ class Mass(Statistic):
     def add(self, result: Tensors, tile: Tile) -> None:
         """See `Statistic.add`."""
         groups = tile.area.of(self.groups[:, None], keys=True)
-        tile.rows_of(result[0]).add_(tile.weights @ _one_hot(groups, self.count or 0, tile.weights.dtype))
+        tile.rows_of(result[0]).add_(tile.weights @ one_hot(groups, self.count or 0, tile.weights.dtype))
 
     def rescale(self, result: Tensors, log_share: Tensor) -> Tensors:
         """See `Statistic.rescale`."""
@@ -373,7 +373,7 @@ class Received(Statistic):
             sums = tile.weights.sum(-2)
         else:
             groups = tile.area.of(self.by[:, None, :, None], queries=True)[..., 0]
-            sums = _one_hot(groups, self.count or 0, tile.weights.dtype).mT @ tile.weights
+            sums = one_hot(groups, self.count or 0, tile.weights.dtype).mT @ tile.weights
         target = tile.heads_of(result[0])
         if self.over_heads:
             sums, target = sums.sum(1), result[0][tile.area.batch]
@@ -480,9 +480,9 @@ class Map(Statistic):
         return (result[0] / (rows[:, None] * columns * (lengths.heads if self.over_heads else 1)),)
 
 
-def cell_bounds(length: int, cells: int) -> Tensor:
+def cell_bounds(length: int, cells: int, device: torch.device | str = "cpu") -> Tensor:
     """Where the cells of a `Map` begin and the last ends: ``floor(a * length / cells)``, int64 ``(cells + 1,)``."""
-    return torch.arange(cells + 1, device="cpu") * length // max(cells, 1)
+    return torch.arange(cells + 1, device=device) * length // max(cells, 1)
 
 
 def _cell_of(position: Tensor, length: int, cells: int) -> Tensor:

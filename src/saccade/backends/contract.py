@@ -220,6 +220,16 @@ def split_heads(x: Tensor, key_heads: int) -> Tensor:
     return x.view(x.shape[0], key_heads, x.shape[1] // key_heads, *x.shape[2:])
 
 
+def unit_stride(x: Tensor) -> Tensor:
+    """`x` itself if its last dimension is contiguous, else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def shared_stride(x: Tensor, dim: int) -> int:
+    """The stride of a dimension; 0 where it has size 1 and serves every index."""
+    return 0 if x.shape[dim] == 1 else x.stride(dim)
+
+
 def poison(x: Tensor) -> Tensor:
     """`x` with infinities as NaN, so that whatever they touch comes out as NaN and never as a plausible number."""
     return torch.where(x.isfinite(), x, torch.nan)

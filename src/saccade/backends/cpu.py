@@ -13,7 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saccade.backends.contract import Backend, Forward, Gradients, Inputs, Prepared, sink_gradient
+from saccade.backends.contract import (
+    Backend,
+    Forward,
+    Gradients,
+    Inputs,
+    Prepared,
+    shared_stride,
+    sink_gradient,
+    unit_stride,
+)
 from saccade.backends.native import DTYPES, POINTERS, Fields, Library, NotFiniteError, load, unavailable
 from saccade.backends.tiled import Tiled
 from saccade.masks import Dense, Intervals
@@ -117,7 +126,7 @@ class CPU(Backend):
         self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], rows: Float[Tensor, "B H Nq Y"]
     ) -> Float[Tensor, "B H Nk Y"]:
         """See `Backend.transposed`. O(Nq Nk (D + Y)) time; for each thread O(Nq D) memory."""
-        rows, lse = _unit_stride(rows.to(inputs.query.dtype)), lse.float().contiguous()
+        rows, lse = unit_stride(rows.to(inputs.query.dtype)), lse.float().contiguous()
         result = rows.new_empty(*rows.shape[:2], inputs.lengths.keys, rows.shape[3], dtype=torch.float32)
         fields, keep = _problem(problem, _with_unit_stride(inputs))
         _tensor(fields, "rows_grad", rows)
@@ -158,10 +167,10 @@ class CPU(Backend):
     ) -> Gradients:
         """See `Backend.backward`. Weights are computed again tile by tile; the same bits for the same threads."""
         inputs = _with_unit_stride(inputs)
-        rows_grad, lse_grad = _unit_stride(grad_output.to(inputs.query.dtype)), grad_lse.float().contiguous()
+        rows_grad, lse_grad = unit_stride(grad_output.to(inputs.query.dtype)), grad_lse.float().contiguous()
         grads = [x.new_empty(x.shape) for x in (inputs.query, inputs.key, inputs.value)]
         fields, keep = _problem(problem, inputs)
-        output = _unit_stride(forward.output)
+        output = unit_stride(forward.output)
         _tensor(fields, "output", output)
         _tensor(fields, "rows_grad", rows_grad)
         fields |= {"lse": forward.lse.data_ptr(), "lse_grad": lse_grad.data_ptr()}
@@ -191,16 +200,11 @@ def _library() -> Library:
     return library
 
 
-def _unit_stride(x: Tensor) -> Tensor:
-    """`x` itself if its last dimension is contiguous, else a copy."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
 def _with_unit_stride(inputs: Inputs) -> Inputs:
     query, key, value = inputs.query, inputs.key, inputs.value
     if query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         return inputs
-    return Inputs(_unit_stride(query), _unit_stride(key), _unit_stride(value), inputs.pages)
+    return Inputs(unit_stride(query), unit_stride(key), unit_stride(value), inputs.pages)
 
 
 # ---------------------------------------------------------------------------------------- the fields of native/abi.h
@@ -242,23 +246,18 @@ def _problem(problem: Problem, inputs: Inputs) -> tuple[Fields, list[Tensor]]:
     if problem.sinks is not None:
         sinks = problem.sinks.detach().float().contiguous()
         keep.append(sinks)
-        fields |= {"sinks": sinks.data_ptr(), "sinks_batch": _broadcast(sinks, 0)}
+        fields |= {"sinks": sinks.data_ptr(), "sinks_batch": shared_stride(sinks, 0)}
     return fields, keep
-
-
-def _broadcast(x: Tensor, dim: int) -> int:
-    """The stride of a dimension; 0 where it has size 1 and serves every index."""
-    return 0 if x.shape[dim] == 1 else x.stride(dim)
 
 
 def _mask(mask: Intervals | Dense, keep: list[Tensor]) -> Fields:
     if isinstance(mask, Dense):
-        visible = _unit_stride(mask.visible)
+        visible = unit_stride(mask.visible)
         keep.append(visible)
         return {
             "visible": visible.data_ptr(),
-            "visible_batch": _broadcast(visible, 0),
-            "visible_head": _broadcast(visible, 1),
+            "visible_batch": shared_stride(visible, 0),
+            "visible_head": shared_stride(visible, 1),
             "visible_row": visible.stride(2),
         }
     starts, stops = mask.starts.contiguous(), mask.stops.contiguous()
@@ -267,8 +266,8 @@ def _mask(mask: Intervals | Dense, keep: list[Tensor]) -> Fields:
         "starts": starts.data_ptr(),
         "stops": stops.data_ptr(),
         "runs": mask.runs,
-        "mask_batch": _broadcast(starts, 0),
-        "mask_head": _broadcast(starts, 1),
+        "mask_batch": shared_stride(starts, 0),
+        "mask_head": shared_stride(starts, 1),
     }
 
 
@@ -285,13 +284,13 @@ def _bias(problem: Problem, keep: list[Tensor]) -> Fields:
         "bias": values.data_ptr(),
         "bias_kind": _BIASES[type(bias)],
         "bias_dtype": DTYPES[values.dtype],
-        "bias_batch": _broadcast(values, 0),
-        "bias_head": _broadcast(values, 1),
+        "bias_batch": shared_stride(values, 0),
+        "bias_head": shared_stride(values, 1),
         "bias_offset": bias.offset or 0,
         "bias_count": values.shape[-1],
     }
     if isinstance(bias, DenseBias):
-        fields |= {"bias_row": _broadcast(values, 2), "bias_key": _broadcast(values, 3)}
+        fields |= {"bias_row": shared_stride(values, 2), "bias_key": shared_stride(values, 3)}
     if isinstance(bias, RelativeBias):
         fields["bias_first"] = bias.first
     return fields
@@ -300,7 +299,7 @@ def _bias(problem: Problem, keep: list[Tensor]) -> Fields:
 def _bias_gradient(grad: Tensor) -> Fields:
     """Where a bias's gradient goes; like the bias, shared along dimensions of size 1."""
     names = ("bias_grad_batch", "bias_grad_head", "bias_grad_row", "bias_grad_key")
-    strides = {name: _broadcast(grad, dim) for dim, name in enumerate(names[: grad.dim()])}
+    strides = {name: shared_stride(grad, dim) for dim, name in enumerate(names[: grad.dim()])}
     return {"bias_grad": grad.data_ptr(), "bias_grad_size": grad.numel()} | strides
 
 
@@ -323,7 +322,7 @@ def _record(statistic: Statistic, result: Tensors) -> dict[str, int]:
             first, second, third = *result[0].shape[-2:], _REDUCTIONS.index(statistic.reduce)
             over_heads = statistic.over_heads
     if table is not None:
-        groups, groups_batch = table.data_ptr(), _broadcast(table, 0)
+        groups, groups_batch = table.data_ptr(), shared_stride(table, 0)
     index, values = (0, result[0]) if len(result) == 1 else (result[0].data_ptr(), result[1])
     return {
         "kind": _KINDS[type(statistic)],

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saccade.backends.contract import Backend, Forward, Gradients, Inputs, sink_gradient
-from saccade.backends.tiled import Tiled
+from saccade.backends.contract import Backend, Forward, Gradients, Inputs, shared_stride, sink_gradient, unit_stride
+from saccade.backends.tiled import LOG2_E, Tiled
 from saccade.masks import Dense, Intervals
 from saccade.scores import ALiBi, DenseBias, Problem, RelativeBias
 from saccade.statistics import (
@@ -38,13 +38,14 @@ from saccade.statistics import (
     Statistic,
     Tensors,
     TopKeys,
+    cell_bounds,
+    one_hot,
 )
 
 WIDEST = 256  # D and Dv
 MOST_TOP_KEYS = 32  # that are kept in a program's registers
 MOST_LINES = 65_535  # batch elements times heads: programs along the second axis
 MOST_CELLS = 64 << 20  # bytes of sums of a map before they are added up by key; more are done in parts
-LOG2_E = 1.4426950408889634
 _CHUNK = 128  # numbers that a program adds up at a time
 
 _BIASES = {DenseBias: 1, ALiBi: 2, RelativeBias: 3}
@@ -256,24 +257,16 @@ def _is_few_top_keys(statistic: Statistic) -> bool:
     return isinstance(statistic, TopKeys) and statistic.k <= MOST_TOP_KEYS
 
 
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _shared(x: Tensor, dim: int) -> int:
-    """The stride of a dimension; 0 where it has size 1 and serves every index."""
-    return 0 if x.shape[dim] == 1 else x.stride(dim)
-
-
 class _Run:
     """One problem as the kernels take it."""
 
     def __init__(self, problem: Problem, inputs: Inputs) -> None:
         self.problem, self.inputs = problem, inputs
         self.kernels, self.gradients = _modules()
-        self.query, self.key, self.value = (_unit_stride(x) for x in (inputs.query, inputs.key, inputs.value))
+        self.query, self.key, self.value = (unit_stride(x) for x in (inputs.query, inputs.key, inputs.value))
         self.dtype = self.query.dtype
         self.lines = inputs.lengths.batch * inputs.lengths.heads
+        self._known_spans: dict[tuple[int, int], Any] = {}  # by rows and keys of a tile
         exact = self.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
         plain = problem.bias is None and problem.softcap is None
         width = self.query.shape[-1]
@@ -318,7 +311,7 @@ class _Run:
 
     def _operand(self, x: Tensor) -> Any:
         """A tensor ``(B | 1, H | 1, N, D)`` whose last stride is 1."""
-        return self.kernels.Operand(x, _shared(x, 0), _shared(x, 1), x.stride(2))
+        return self.kernels.Operand(x, shared_stride(x, 0), shared_stride(x, 1), x.stride(2))
 
     def _packed(self, value: Tensor | None) -> Any:
         """The problem, with these values."""
@@ -346,12 +339,12 @@ class _Run:
         if mask is None:
             return None
         if isinstance(mask, Dense):
-            visible = _unit_stride(mask.visible)
+            visible = unit_stride(mask.visible)
             return self.kernels.Dense(
-                visible.view(torch.uint8), _shared(visible, 0), _shared(visible, 1), visible.stride(2)
+                visible.view(torch.uint8), shared_stride(visible, 0), shared_stride(visible, 1), visible.stride(2)
             )
         starts, stops = mask.starts.contiguous(), mask.stops.contiguous()
-        return self.kernels.Intervals(starts, stops, _shared(starts, 0), _shared(starts, 1), mask.runs)
+        return self.kernels.Intervals(starts, stops, shared_stride(starts, 0), shared_stride(starts, 1), mask.runs)
 
     def _bias(self, values: Tensor | None = None) -> Any:
         """The bias, or something of its shape."""
@@ -365,10 +358,10 @@ class _Run:
         values = values if dense else values.contiguous()
         return self.kernels.Bias(
             values,
-            _shared(values, 0),
-            _shared(values, 1),
-            row=_shared(values, 2) if dense else 0,
-            key=_shared(values, 3) if dense else 0,
+            shared_stride(values, 0),
+            shared_stride(values, 1),
+            row=shared_stride(values, 2) if dense else 0,
+            key=shared_stride(values, 3) if dense else 0,
             offset=bias.offset or 0,
             first=bias.first if isinstance(bias, RelativeBias) else 0,
             count=values.shape[-1],
@@ -379,14 +372,16 @@ class _Run:
         if sinks is None:
             return None
         sinks = sinks.detach().float().contiguous()
-        return self.kernels.Sinks(sinks, _shared(sinks, 0))
+        return self.kernels.Sinks(sinks, shared_stride(sinks, 0))
+
+    def kernel(self, name: str) -> Any:
+        """The kernel of that name."""
+        return getattr(self.gradients if hasattr(self.gradients, f"{name}_kernel") else self.kernels, f"{name}_kernel")
 
     def _launch(self, name: str, grid: tuple[int, ...], tiles: Tiling, *arguments: Any) -> None:
         """Run a kernel, unless there is nothing to do."""
         if min(grid) > 0:
-            name = f"{name}_kernel"
-            kernel = getattr(self.kernels, name, None) or getattr(self.gradients, name)
-            kernel[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True)
+            self.kernel(name)[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True)
 
     def _tiles(self, kernel: str, width: int = 0) -> Tiling:
         tiles = tiling(kernel, self.dtype, _power(max(width, self.query.shape[-1])))
@@ -559,7 +554,7 @@ class _Run:
 
     def product(self, rows: Tensor, known: Any, precision: str | None = None) -> Tensor:
         """The transposed pattern times ``rows (B | 1, H | 1, Nq, Y)``, float32 ``(B, H, Nk, Y)``."""
-        lengths, rows = self.inputs.lengths, _unit_stride(rows)
+        lengths, rows = self.inputs.lengths, unit_stride(rows)
         result = self.new_rows(lengths.batch, lengths.heads, lengths.keys, rows.shape[-1])
         for start in range(0, rows.shape[-1], _COLUMNS):
             part = rows[..., start : start + _COLUMNS]
@@ -574,7 +569,7 @@ class _Run:
         cells_q, cells_k = statistic.grid(lengths)
         found = self.new_rows(self.lines, cells_q, cells_k)
         peak = statistic.reduce == "max"
-        edges = _edges(lengths.keys, cells_k, self.query.device)
+        edges = cell_bounds(lengths.keys, cells_k, self.query.device).int()
         lines = max(1, min(self.lines, MOST_CELLS // max(4 * cells_q * lengths.keys, 1)))
         for start in range(0, self.lines, lines):
             count = min(lines, self.lines - start)
@@ -609,15 +604,17 @@ class _Run:
         grid = (-(-lengths.keys // tiles.keys), lines)
         form = self._form(tiles, width, PEAK=peak, PRODUCT=precision or self.form.PRECISION)
         operand = None if rows is None else self._operand(rows)
-        edges = _edges(lengths.queries, cell_rows, self.query.device)
+        edges = cell_bounds(lengths.queries, cell_rows, self.query.device).int()
         arguments = (known, operand, product, sums, cells, edges, cell_rows, spans, part)
         self._launch("columns", grid, tiles, self._packed(None), *arguments, form)
 
     def _spans(self, tiles: Tiling) -> Any:
         """Which blocks of rows each tile of keys has to look at."""
-        mask, lengths = self.problem.mask, self.inputs.lengths
+        mask, lengths, size = self.problem.mask, self.inputs.lengths, (tiles.rows, tiles.keys)
         if not isinstance(mask, Intervals):
             return None
+        if size in self._known_spans:
+            return self._known_spans[size]
         batch, heads = mask.starts.shape[:2]
         blocks, tiles_of_keys = -(-lengths.queries // tiles.rows), -(-lengths.keys // tiles.keys)
         new = functools.partial(torch.empty, dtype=torch.int32, device=self.query.device)
@@ -626,7 +623,8 @@ class _Run:
         self._launch("bounds", (blocks, batch * heads), _MERGING, packed, bounds, tiles.rows)
         grid = (tiles_of_keys, batch * heads)
         self._launch("spans", grid, _MERGING, packed, bounds, spans, blocks, tiles.keys, _CHUNK)
-        return self.kernels.Spans(spans, _shared(spans, 0), _shared(spans, 1))
+        self._known_spans[size] = self.kernels.Spans(spans, shared_stride(spans, 0), shared_stride(spans, 1))
+        return self._known_spans[size]
 
     def window(self, lse: Tensor, queries: slice, keys: slice) -> Tensor:
         """See `Backend.window`."""
@@ -652,7 +650,7 @@ class _Run:
         ends = isinstance(bias, ALiBi | RelativeBias)
         low, high = (self.new_rows() if ends else None for _ in range(2))
         results = self.kernels.Results(self._rows, lse=forward.lse.contiguous())
-        grad = self._operand(_unit_stride(grad_output))
+        grad = self._operand(unit_stride(grad_output))
         arguments = (self._packed(self.value), results, grad, delta)
         query_grad, key_grad, value_grad = (self._operand(x) for x in grads)
         scale = self.problem.scale
@@ -713,9 +711,4 @@ _MERGING = Tiling(0, 0, 4, 1)
 
 def _membership(groups: Tensor, count: int) -> Tensor:
     """Which group each position is of, float32 ``(B | 1, 1, N, count)``."""
-    return (groups[:, None, :, None] == torch.arange(count, device=groups.device)).float()
-
-
-def _edges(length: int, cells: int, device: torch.device) -> Tensor:
-    """Where the cells of a `Map` begin and the last ends, int32 ``(cells + 1,)``."""
-    return (torch.arange(cells + 1, device=device) * length // max(cells, 1)).int()
+    return one_hot(groups, count, torch.float32)[:, None]

@@ -13,13 +13,16 @@ import triton.language as tl
 
 from saccade.backends.gpu_kernels import (
     _finite,
+    _poisoned,
     _raw,
     _rows_of_state,
     _score,
     _seen,
     _span,
     _tile,
+    _tiles_of_run,
     _weights,
+    _write,
     _zero,
     _zeros,
 )
@@ -91,17 +94,8 @@ def backward_keys_kernel(p, results, grad, delta, key_grad, value_grad, spans, s
         state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, first, inner, C, True)
         state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, inner, outer, C, False)
         state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, outer, last, C, True)
-    _write(key_grad, batch, key_head, j, p.keys, state[0] * scale, C.D, C.DP)
-    _write(value_grad, batch, key_head, j, p.keys, state[1], C.DV, C.DVP)
-
-
-@triton.jit
-def _write(operand, batch, head, rows, count, x, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Rows of an operand."""
-    column = tl.arange(0, PADDED)
-    at = operand.pointer + batch.to(tl.int64) * operand.batch + head.to(tl.int64) * operand.head
-    at = at + (rows.to(tl.int64) * operand.row)[:, None] + column[None, :]
-    tl.store(at, x.to(operand.pointer.dtype.element_ty), mask=(rows < count)[:, None] & (column < WIDTH)[None, :])
+    _write(key_grad, batch, key_head, j, j < p.keys, state[0] * scale, C.D, C.DP)
+    _write(value_grad, batch, key_head, j, j < p.keys, state[1], C.DV, C.DVP)
 
 
 @triton.jit
@@ -157,12 +151,7 @@ def backward_rows_kernel(p, results, grad, delta, query_grad, low, high, scale, 
         at = row.to(tl.int64) * p.mask.runs + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
         done = 0
         for run in range(p.mask.runs):
-            starts, stops = tl.load(p.mask.starts + at + run), tl.load(p.mask.stops + at + run)
-            some = starts < stops
-            first = tl.maximum(tl.min(tl.where(some, starts, p.keys), 0) // C.KEYS, done)
-            last = tl.maximum(tl.cdiv(tl.max(tl.where(some, stops, 0), 0), C.KEYS), first)
-            inner = tl.minimum(tl.maximum(tl.cdiv(tl.max(starts, 0), C.KEYS), first), last)
-            outer = tl.minimum(tl.maximum(tl.min(stops, 0) // C.KEYS, inner), last)
+            first, inner, outer, last = _tiles_of_run(p, at + run, done, 0, p.keys, C)
             state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, first, inner, C, True)
             state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, inner, outer, C, False)
             state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, outer, last, C, True)
@@ -173,7 +162,7 @@ def backward_rows_kernel(p, results, grad, delta, query_grad, low, high, scale, 
         state = _from_keys(
             p, q, do, state, base, share, subtracted, batch, head, i, inner, tl.cdiv(p.keys, C.KEYS), C, True
         )
-    _write(query_grad, batch, head, i, p.queries, state[0] * scale, C.D, C.DP)
+    _write(query_grad, batch, head, i, there, state[0] * scale, C.D, C.DP)
     if C.BIAS_GRAD and C.BIAS >= 2:
         tl.store(low + place, state[1], mask=there)
     if C.BIAS_GRAD and C.BIAS == 3:
@@ -244,9 +233,7 @@ def relative_bias_kernel(p, results, grad, delta, out, C: tl.constexpr):
         key = tl.where((j >= 0) & (j < p.keys), j, p.keys)
         k = _tile(p.key, batch, head // p.group, key, C.D, C.DP, p.keys, True).to(tl.float32)
         v = _tile(p.value, batch, head // p.group, key, C.DV, C.DVP, p.keys, True).to(tl.float32)
-        product = tl.sum(q * k, 1)
-        product = tl.fma(product, product * 0.0, product)
-        s, tanh = _score(product, p, batch, head, i, j, C)
+        s, tanh = _score(_poisoned(tl.sum(q * k, 1)), p, batch, head, i, j, C)
         seen = _seen(p, batch, head, i, key, C)
         _, ds, _ = _change(s, tanh, tl.sum(do * v, 1), base, share, subtracted, seen, C, True)
         at = (line.to(tl.int64) * tl.num_programs(0) + block) * p.bias.count + position

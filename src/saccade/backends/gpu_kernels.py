@@ -1,15 +1,15 @@
-"""Attention on a GPU as Triton kernels; `gpu.py` calls them, and nothing else imports this module.
+"""Attention on a GPU as Triton kernels, imported when `gpu.py` needs them; `gpu_gradients.py` has the backward ones.
 
 Every kernel walks the pattern in tiles and computes a tile's scores by the same few functions (`_raw`, `_score`,
 `_seen`), whichever way it walks: by rows (a block of queries against its keys) or by columns (a block of keys against
 the queries that see it). What a program writes nobody else writes: no atomic operations, the same bits in each run.
 
 A tile is *inside* if all its queries see all its keys: no mask is needed there. Others are *edges*. In an edge, what is
-hidden must not leak through products with 0, as 0 * NaN is NaN: keys, values and rows that are not finite count as 0
-there, and whoever does see them is given NaN.
+hidden must not leak through products with 0, as 0 * NaN is NaN: what is not finite counts as 0 there. Only values are
+not looked at one by one: where NaN came out, their block is computed again with care (`rows_kernel`).
 
-Scores are in units of ln 2, so that the exponential is exp2; where there is a bias they stay in nats, as
-the lowest float times log2 e would overflow.
+Scores are in units of ln 2, so that the exponential is exp2; where there is a bias they stay in nats, as the lowest
+float times log2 e would overflow.
 """
 
 # mypy: ignore-errors
@@ -175,6 +175,16 @@ def _tile(operand, batch, head, rows, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 
 
 @triton.jit
+def _write(operand, batch, head, rows, there, x, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Those rows of an operand that are there."""
+    column = tl.arange(0, PADDED)
+    base = operand.pointer + batch.to(tl.int64) * operand.batch
+    offset = head.to(tl.int64) * operand.head + rows.to(tl.int64) * operand.row
+    at = base + offset[:, None] + column[None, :]
+    tl.store(at, x.to(operand.pointer.dtype.element_ty), mask=there[:, None] & (column < WIDTH)[None, :])
+
+
+@triton.jit
 def _of_keys(operand, p, batch, key_head, keys, WIDTH: tl.constexpr, PADDED: tl.constexpr, CHECKED: tl.constexpr):
     """Keys or values ``(keys, PADDED)``, from one piece of memory or from pages."""
     if p.pages is None:
@@ -216,8 +226,21 @@ def _finite(x):
 @triton.jit
 def _raw(a, b, C: tl.constexpr):
     """Dot products of the rows of two tiles; NaN wherever one is infinite, and never a plausible -inf."""
-    product = tl.dot(a, tl.trans(b), input_precision=C.PRECISION)
-    return tl.fma(product, product * 0.0, product)
+    return _poisoned(tl.dot(a, tl.trans(b), input_precision=C.PRECISION))
+
+
+@triton.jit
+def _poisoned(x):
+    """NaN in place of what is infinite: x * 0 + x."""
+    return tl.fma(x, x * 0.0, x)
+
+
+@triton.jit
+def _bits(x, C: tl.constexpr):
+    """A difference of scores in units of ln 2."""
+    if C.BIAS != 0:
+        x = x * LOG2_E
+    return x
 
 
 @triton.jit
@@ -333,13 +356,9 @@ def _look(
                 s = tl.where(seen, s, -INFINITY)
             top = tl.maximum(m, tl.max(s, 1))
             base = tl.where(top == -INFINITY, 0.0, top)
-            x = s - base[:, None]
-            if C.BIAS != 0:
-                x = x * LOG2_E
+            x = _bits(s - base[:, None], C)
         w = tl.exp2(x)
-        change = m - base
-        if C.BIAS != 0:
-            change = change * LOG2_E
+        change = _bits(m - base, C)
         shrink = tl.exp2(change)
         if C.ENTROPY:
             x = tl.maximum(x, -1000.0)  # w is 0 there, and 0 * -inf would be NaN
@@ -362,25 +381,34 @@ def _look(
 
 
 @triton.jit
+def _tiles_of_run(p, at, done, least, most, C: tl.constexpr):
+    """Tiles that one run of some rows' intervals touches: from `first`, inside from `inner` to `outer`, to `last`.
+
+    `at` is where the run of each row is; tiles before `done`, and keys not from `least` to `most`, are left out.
+    """
+    starts, stops = tl.load(p.mask.starts + at), tl.load(p.mask.stops + at)
+    some = starts < stops
+    start = tl.maximum(tl.min(tl.where(some, starts, p.keys), 0), least)
+    stop = tl.minimum(tl.max(tl.where(some, stops, 0), 0), most)
+    first = tl.maximum(start // C.KEYS, done)
+    last = tl.maximum(tl.cdiv(stop, C.KEYS), first)
+    inner = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(tl.max(starts, 0), least), C.KEYS), first), last)
+    outer = tl.minimum(tl.maximum(tl.minimum(tl.min(stops, 0), most) // C.KEYS, inner), last)
+    return first, inner, outer, last
+
+
+@triton.jit
 def _look_everywhere(p, q, state, batch, head, key_head, i, least, most, offset, C: tl.constexpr, CARE: tl.constexpr):
     """Have a block of rows look at all keys from `least` to `most` that one of them sees."""
     if C.MASK == 1:
         at = i.to(tl.int64) * p.mask.runs + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
         done = least // C.KEYS
         for run in range(p.mask.runs):
-            starts, stops = tl.load(p.mask.starts + at + run), tl.load(p.mask.stops + at + run)
-            some = starts < stops
-            start = tl.maximum(tl.min(tl.where(some, starts, p.keys), 0), least)
-            stop = tl.minimum(tl.max(tl.where(some, stops, 0), 0), most)
-            # Tiles from `first` to `last`; those from `inner` to `outer` are inside.
-            first = tl.maximum(start // C.KEYS, done)
-            last = tl.maximum(tl.cdiv(stop, C.KEYS), first)
-            inner = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(tl.max(starts, 0), least), C.KEYS), first), last)
-            outer = tl.minimum(tl.maximum(tl.minimum(tl.min(stops, 0), most) // C.KEYS, inner), last)
+            first, inner, outer, last = _tiles_of_run(p, at + run, done, least, most, C)
             if CARE:
-                inner, outer = last, last
-            state = _look(p, q, state, batch, head, key_head, i, first, inner, offset, C, True, CARE)
-            if not CARE:
+                state = _look(p, q, state, batch, head, key_head, i, first, last, offset, C, True, True)
+            else:
+                state = _look(p, q, state, batch, head, key_head, i, first, inner, offset, C, True, False)
                 state = _look(p, q, state, batch, head, key_head, i, inner, outer, offset, C, False, False)
                 state = _look(p, q, state, batch, head, key_head, i, outer, last, offset, C, True, False)
             done = tl.maximum(done, last)
@@ -417,22 +445,18 @@ def rows_kernel(p, out, results, offset, share, C: tl.constexpr):
         key_head = (tl.program_id(1) % p.heads) // p.group
         there = row < p.queries
         i = tl.minimum(row, p.queries - 1)
-    column = tl.arange(0, C.DP)
-    at = head.to(tl.int64) * p.query.head + i.to(tl.int64) * p.query.row
-    at = p.query.pointer + batch.to(tl.int64) * p.query.batch + at[:, None] + column[None, :]
-    q = tl.load(at, mask=(column < C.D)[None, :], other=0.0)
+    q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, False)
 
     acc = _zeros(C.ROWS, C.DVP)
     m = _zero(C.ROWS) - INFINITY
     zero = _zero(C.ROWS)
     KS: tl.constexpr = C.K if C.K > 0 else 1
     best = _zeros(C.ROWS, KS) - INFINITY
-    state = acc, m, zero, zero, zero, best, _zeros(C.ROWS, KS).to(tl.int32) - 1
+    start = acc, m, zero, zero, zero, best, _zeros(C.ROWS, KS).to(tl.int32) - 1
     least, most = 0, p.keys
     if C.SPLIT:
         least = tl.program_id(2) * share
         most = tl.minimum(p.keys, least + share)
-    start = state
     state = _look_everywhere(p, q, start, batch, head, key_head, i, least, most, offset, C, False)
     acc, m, total, bits, far, best, keys = state
     if p.value is not None and C.MASK != 0:
@@ -441,11 +465,11 @@ def rows_kernel(p, out, results, offset, share, C: tl.constexpr):
             state = _look_everywhere(p, q, start, batch, head, key_head, i, least, most, offset, C, True)
             acc, _, _, _, _, _, _ = state
     place = (batch * p.heads + head).to(tl.int64) * p.queries + i
-    value_column = tl.arange(0, C.DVP)
     if C.SPLIT:
+        column = tl.arange(0, C.DVP)
         place = place + tl.program_id(2).to(tl.int64) * results.rows
-        at = out + place[:, None] * C.DV + value_column[None, :]
-        tl.store(at, acc, mask=there[:, None] & (value_column < C.DV)[None, :])
+        at = out + place[:, None] * C.DV + column[None, :]
+        tl.store(at, acc, mask=there[:, None] & (column < C.DV)[None, :])
         tl.store(results.top + place, m, mask=there)
         tl.store(results.share + place, total, mask=there)
         if C.ENTROPY:
@@ -463,9 +487,7 @@ def rows_kernel(p, out, results, offset, share, C: tl.constexpr):
         if p.value is not None:
             acc = acc * weight[:, None]
             acc = tl.where(_is_finite(acc), acc, float("nan"))
-            at = head.to(tl.int64) * out.head + i.to(tl.int64) * out.row
-            at = out.pointer + batch.to(tl.int64) * out.batch + at[:, None] + value_column[None, :]
-            tl.store(at, acc.to(out.pointer.dtype.element_ty), mask=there[:, None] & (value_column < C.DV)[None, :])
+            _write(out, batch, head, i, there, acc, C.DV, C.DVP)
         _store_rows(results, place, there, m, lse, weight, total, bits, far, C)
         if C.TOP > 0:
             _store_top(results, place, there, m, weight, best, keys, C)
@@ -508,8 +530,8 @@ def _normalize(m, total, sink, given, C: tl.constexpr, GIVEN: tl.constexpr):
     UNIT: tl.constexpr = 1.0 if C.BIAS != 0 else LN_2  # nats of a score's unit
     top = tl.maximum(m, sink)
     top = tl.where(top == -INFINITY, 0.0, top)
-    shrink = tl.exp2((m - top) * (UNIT * LOG2_E))
-    whole = shrink * total + tl.exp2((sink - top) * (UNIT * LOG2_E))
+    shrink = tl.exp2(_bits(m - top, C))
+    whole = shrink * total + tl.exp2(_bits(sink - top, C))
     lse = top * UNIT + tl.log2(whole) * LN_2
     blind = whole == 0.0
     lse = tl.where(blind, -INFINITY, lse)
@@ -545,14 +567,13 @@ def _store_rows(results, place, there, m, lse, weight, total, bits, far, C: tl.c
 @triton.jit
 def _store_top(results, place, there, m, weight, best, keys, C: tl.constexpr):
     """Write the top keys, the heaviest first."""
-    UNIT: tl.constexpr = 1.0 if C.BIAS != 0 else LN_2
     slot = tl.arange(0, C.K)[None, :]
     for rank in range(C.TOP):
         score, where = tl.max(best, 1, return_indices=True)
         taken = slot == where[:, None]
         key = tl.sum(tl.where(taken, keys, 0), 1)
         best = tl.where(taken, -INFINITY, best)
-        found = tl.where(score == -INFINITY, 0.0, tl.exp2((score - m) * (UNIT * LOG2_E)) * weight)
+        found = tl.where(score == -INFINITY, 0.0, _weights(score, m, weight, C))
         tl.store(results.top_weight + place * C.TOP + rank, found, mask=there)
         tl.store(results.top_index + place * C.TOP + rank, tl.where(found > 0.0, key, -1).to(tl.int64), mask=there)
 
@@ -560,7 +581,6 @@ def _store_top(results, place, there, m, weight, best, keys, C: tl.constexpr):
 @triton.jit
 def merge_kernel(p, sums, parts, out, results, splits, C: tl.constexpr, SPLITS: tl.constexpr):
     """One row from the parts that `rows_kernel` left of it with SPLIT (`sums`, and `Results` of parts)."""
-    UNIT: tl.constexpr = 1.0 if C.BIAS != 0 else LN_2
     place = tl.program_id(0).to(tl.int64)
     i, line = (place % p.queries).to(tl.int32), place // p.queries
     head, batch = (line % p.heads).to(tl.int32), (line // p.heads).to(tl.int32)
@@ -571,7 +591,7 @@ def merge_kernel(p, sums, parts, out, results, splits, C: tl.constexpr, SPLITS: 
     totals = tl.load(parts.share + at, mask=there, other=0.0)
     m = tl.max(tops, 0)
     base = tl.where(m == -INFINITY, 0.0, m)
-    change = (tops - base) * (UNIT * LOG2_E)
+    change = _bits(tops - base, C)
     shrink = tl.exp2(change)
     total = tl.sum(shrink * totals, 0)
     bits, far = 0.0, 0.0
@@ -703,10 +723,7 @@ def _rows_of_state(results, place, there, C: tl.constexpr):
 
 @triton.jit
 def _weights(s, base, share, C: tl.constexpr):
-    x = s - base
-    if C.BIAS != 0:
-        x = x * LOG2_E
-    return tl.exp2(x) * share
+    return tl.exp2(_bits(s - base, C)) * share
 
 
 @triton.jit
