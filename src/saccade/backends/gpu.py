@@ -95,46 +95,48 @@ def _processors(device: torch.device) -> int:
 
 
 class Tiling(NamedTuple):
-    """How a kernel is run: queries and keys of a tile, warps of a program, and tiles that are fetched ahead."""
+    """How a kernel is run: queries and keys of a tile, warps of a program, tiles that are fetched ahead, and whether the
+    tensor memory accelerator fetches them."""
 
     rows: int
     keys: int
     warps: int
     stages: int
+    descriptors: bool = False
 
 
 # By kernel, bytes of a number, and the width of a head as a power of two. Measured on: nothing yet.
 _TILES: dict[tuple[str, int, int], Tiling] = {
-    ("rows", 2, 64): Tiling(128, 128, 8, 3),
-    ("rows", 2, 128): Tiling(128, 64, 8, 3),
-    ("rows", 2, 256): Tiling(64, 32, 4, 2),
-    ("rows", 4, 64): Tiling(64, 64, 4, 2),
-    ("rows", 4, 128): Tiling(64, 32, 4, 2),
-    ("rows", 4, 256): Tiling(32, 32, 4, 1),
-    ("few", 2, 64): Tiling(16, 128, 4, 3),
-    ("few", 2, 128): Tiling(16, 64, 4, 3),
-    ("few", 2, 256): Tiling(16, 32, 4, 3),
-    ("few", 4, 64): Tiling(16, 64, 4, 3),
-    ("few", 4, 128): Tiling(16, 32, 4, 3),
-    ("few", 4, 256): Tiling(16, 32, 4, 2),
-    ("columns", 2, 64): Tiling(128, 128, 8, 3),
-    ("columns", 2, 128): Tiling(64, 128, 8, 3),
-    ("columns", 2, 256): Tiling(64, 64, 4, 2),
-    ("columns", 4, 64): Tiling(64, 64, 4, 2),
-    ("columns", 4, 128): Tiling(32, 64, 4, 2),
-    ("columns", 4, 256): Tiling(32, 32, 4, 1),
-    ("backward_keys", 2, 64): Tiling(64, 128, 8, 3),
-    ("backward_keys", 2, 128): Tiling(32, 128, 8, 2),
-    ("backward_keys", 2, 256): Tiling(32, 32, 4, 1),
-    ("backward_keys", 4, 64): Tiling(32, 64, 4, 2),
-    ("backward_keys", 4, 128): Tiling(32, 32, 4, 1),
-    ("backward_keys", 4, 256): Tiling(16, 32, 4, 1),
-    ("backward_rows", 2, 64): Tiling(128, 64, 8, 3),
-    ("backward_rows", 2, 128): Tiling(128, 64, 8, 2),
-    ("backward_rows", 2, 256): Tiling(32, 32, 4, 1),
-    ("backward_rows", 4, 64): Tiling(64, 32, 4, 2),
-    ("backward_rows", 4, 128): Tiling(32, 32, 4, 1),
-    ("backward_rows", 4, 256): Tiling(32, 16, 4, 1),
+    ("rows", 2, 64): Tiling(128, 128, 8, 3, True),
+    ("rows", 2, 128): Tiling(128, 64, 8, 3, True),
+    ("rows", 2, 256): Tiling(64, 32, 4, 2, True),
+    ("rows", 4, 64): Tiling(64, 64, 4, 2, True),
+    ("rows", 4, 128): Tiling(64, 32, 4, 2, True),
+    ("rows", 4, 256): Tiling(32, 32, 4, 1, True),
+    ("few", 2, 64): Tiling(16, 128, 4, 3, True),
+    ("few", 2, 128): Tiling(16, 64, 4, 3, True),
+    ("few", 2, 256): Tiling(16, 32, 4, 3, True),
+    ("few", 4, 64): Tiling(16, 64, 4, 3, True),
+    ("few", 4, 128): Tiling(16, 32, 4, 3, True),
+    ("few", 4, 256): Tiling(16, 32, 4, 2, True),
+    ("columns", 2, 64): Tiling(128, 128, 8, 3, True),
+    ("columns", 2, 128): Tiling(64, 128, 8, 3, True),
+    ("columns", 2, 256): Tiling(64, 64, 4, 2, True),
+    ("columns", 4, 64): Tiling(64, 64, 4, 2, True),
+    ("columns", 4, 128): Tiling(32, 64, 4, 2, True),
+    ("columns", 4, 256): Tiling(32, 32, 4, 1, True),
+    ("backward_keys", 2, 64): Tiling(64, 128, 8, 3, True),
+    ("backward_keys", 2, 128): Tiling(32, 128, 8, 2, True),
+    ("backward_keys", 2, 256): Tiling(32, 32, 4, 1, True),
+    ("backward_keys", 4, 64): Tiling(32, 64, 4, 2, True),
+    ("backward_keys", 4, 128): Tiling(32, 32, 4, 1, True),
+    ("backward_keys", 4, 256): Tiling(16, 32, 4, 1, True),
+    ("backward_rows", 2, 64): Tiling(128, 64, 8, 3, True),
+    ("backward_rows", 2, 128): Tiling(128, 64, 8, 2, True),
+    ("backward_rows", 2, 256): Tiling(32, 32, 4, 1, True),
+    ("backward_rows", 4, 64): Tiling(64, 32, 4, 2, True),
+    ("backward_rows", 4, 128): Tiling(32, 32, 4, 1, True),
+    ("backward_rows", 4, 256): Tiling(32, 16, 4, 1, True),
 }
 _SMALLEST = 16  # rows, keys and widths of a product of matrices
 
@@ -142,6 +144,17 @@ _SMALLEST = 16  # rows, keys and widths of a product of matrices
 def tiling(kernel: str, dtype: torch.dtype, width: int) -> Tiling:
     """The tiles of a kernel for numbers of a type, and a width that is a power of two."""
     return _TILES[kernel, dtype.itemsize, max(64, width)]
+
+
+def _is_described(x: Tensor) -> bool:
+    """Whether a tensor's rows begin where the tensor memory accelerator (compute capability 9.0) can fetch them."""
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
+        return False
+    whole = x.numel() > 0 and x.stride(-1) == 1 and x.data_ptr() % _ALIGNMENT == 0
+    return whole and all(step > 0 and step * x.itemsize % _ALIGNMENT == 0 for step in x.stride()[:-1])
+
+
+_ALIGNMENT = 16  # bytes
 
 
 def _power(n: int) -> int:
@@ -313,6 +326,14 @@ class _Run:
         """A tensor ``(B | 1, H | 1, N, D)`` whose last stride is 1."""
         return self.kernels.Operand(x, shared_stride(x, 0), shared_stride(x, 1), x.stride(2))
 
+    def _descriptor(self, x: Tensor | None, tiles: Tiling, count: int) -> Any:
+        """What the tensor memory accelerator fetches blocks of `count` rows by, if they are to be fetched so."""
+        if x is None or not tiles.descriptors or not _is_described(x) or self.inputs.pages is not None:
+            return None
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, count, _power(x.shape[-1])])
+
     def _packed(self, value: Tensor | None) -> Any:
         """The problem, with these values."""
         problem, lengths = self.problem, self.inputs.lengths
@@ -479,8 +500,9 @@ class _Run:
         packed = self._packed(value)
         out = None if output is None else self._operand(output)
         share = self._share_of_keys(blocks * lines, tiles)
-        if output is None or top > 0 or results.given is not None or share >= lengths.keys:
-            self._launch("rows", (blocks, lines), tiles, packed, out, results, offset, 0, form)
+        fetch = self._descriptor(self.key, tiles, tiles.keys), self._descriptor(value, tiles, tiles.keys)
+        if output is None or results.given is not None or share >= lengths.keys:
+            self._launch("rows", (blocks, lines), tiles, packed, *fetch, out, results, offset, 0, form)
             return
         splits = -(-lengths.keys // share)
         sums = self.new_rows(splits, self._rows, width)
@@ -490,9 +512,11 @@ class _Run:
             share=self.new_rows(splits, self._rows),
             entropy=None if results.entropy is None else self.new_rows(splits, self._rows),
             distance=None if results.distance is None else self.new_rows(splits, self._rows),
+            top_weight=None if top == 0 else self.new_rows(splits, self._rows, form.K),
+            top_index=None if top == 0 else self.new_rows(splits, self._rows, form.K).int(),
         )
         grid = (blocks, lines, splits)
-        self._launch("rows", grid, tiles, packed, sums, parts, offset, share, form._replace(SPLIT=True))
+        self._launch("rows", grid, tiles, packed, *fetch, sums, parts, offset, share, form._replace(SPLIT=True))
         held = 1 << (splits - 1).bit_length()
         self._launch("merge", (self._rows,), _MERGING, packed, sums, parts, out, results, splits, form, held)
 
@@ -605,7 +629,8 @@ class _Run:
         form = self._form(tiles, width, PEAK=peak, PRODUCT=precision or self.form.PRECISION)
         operand = None if rows is None else self._operand(rows)
         edges = cell_bounds(lengths.queries, cell_rows, self.query.device).int()
-        arguments = (known, operand, product, sums, cells, edges, cell_rows, spans, part)
+        fetch = self._descriptor(self.query, tiles, tiles.rows), self._descriptor(rows, tiles, tiles.rows)
+        arguments = (*fetch, known, operand, product, sums, cells, edges, cell_rows, spans, part)
         self._launch("columns", grid, tiles, self._packed(None), *arguments, form)
 
     def _spans(self, tiles: Tiling) -> Any:
@@ -644,30 +669,36 @@ class _Run:
     def backward(self, forward: Forward, grad_output: Tensor, grad_lse: Tensor, *, want_bias: bool) -> Gradients:
         """All gradients but those of sinks."""
         lengths, width = self.inputs.lengths, self.value.shape[-1]
-        delta = (grad_output.float() * forward.output.float()).sum(-1) - grad_lse.float()
+        base, delta = self.new_rows(), self.new_rows()
         grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (self.query, self.key, self.value)]
         bias = self.problem.bias if want_bias else None
         ends = isinstance(bias, ALiBi | RelativeBias)
         low, high = (self.new_rows() if ends else None for _ in range(2))
-        results = self.kernels.Results(self._rows, lse=forward.lse.contiguous())
-        grad = self._operand(unit_stride(grad_output))
-        arguments = (self._packed(self.value), results, grad, delta)
+        grad_output = unit_stride(grad_output)
+        packed, grad = self._packed(self.value), self._operand(grad_output)
+        numbers = (x.float().contiguous() for x in (forward.lse, grad_lse))
+        start = (self._operand(unit_stride(forward.output)), grad, *numbers, base, delta)
+        grid = (-(-lengths.queries // _STARTING.rows), self.lines)
+        self._launch("backward_start", grid, _STARTING, packed, *start, self._form(_STARTING, width))
+        arguments = (base, delta, grad)
         query_grad, key_grad, value_grad = (self._operand(x) for x in grads)
         scale = self.problem.scale
         tiles = self._tiles("backward_keys", width)
         grid, form = (-(-lengths.keys // tiles.keys), self.lines // self.inputs.group), self._form(tiles, width)
-        self._launch("backward_keys", grid, tiles, *arguments, key_grad, value_grad, self._spans(tiles), scale, form)
+        fetch = [self._descriptor(x, tiles, tiles.rows) for x in (self.query, grad_output)]
+        self._launch("backward_keys", grid, tiles, packed, *fetch, *arguments, key_grad, value_grad, self._spans(tiles), scale, form)
         tiles = self._tiles("backward_rows", width)
         grid, form = (-(-lengths.queries // tiles.rows), self.lines), self._form(tiles, width, BIAS_GRAD=ends)
-        self._launch("backward_rows", grid, tiles, *arguments, query_grad, low, high, scale, form)
+        fetch = [self._descriptor(x, tiles, tiles.keys) for x in (self.key, self.value)]
+        self._launch("backward_rows", grid, tiles, packed, *fetch, *arguments, query_grad, low, high, scale, form)
         bias_grad = None
         if isinstance(bias, DenseBias):
-            bias_grad = self._dense_bias(bias, tiles, arguments, form)
+            bias_grad = self._dense_bias(bias, tiles, (packed, *arguments), form)
         elif isinstance(bias, ALiBi):
             assert low is not None
             bias_grad = low.sum(-1)
         elif isinstance(bias, RelativeBias):
-            bias_grad = self._relative_bias(bias, (low, high), arguments, form)
+            bias_grad = self._relative_bias(bias, (low, high), (packed, *arguments), form)
         if bias is not None and bias_grad is not None:
             bias_grad = bias_grad.sum_to_size(bias.values.shape).to(bias.values.dtype)
         return Gradients(grads[0], grads[1], grads[2], bias_grad, None)
@@ -707,6 +738,7 @@ _NAMES = ("entropy", "max_weight", "distance")
 _COLUMNS = 64  # of values that are no values of the problem
 _BAND = 32  # rows of which a program adds up the diagonals
 _MERGING = Tiling(0, 0, 4, 1)
+_STARTING = Tiling(32, 0, 4, 1)
 
 
 def _membership(groups: Tensor, count: int) -> Tensor:

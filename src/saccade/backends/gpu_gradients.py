@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 
 from saccade.backends.gpu_kernels import (
+    _base_of,
+    _block,
+    _dot,
     _finite,
-    _poisoned,
-    _raw,
-    _rows_of_state,
+    _of_rows,
     _score,
     _seen,
     _span,
@@ -29,12 +30,33 @@ from saccade.backends.gpu_kernels import (
 
 
 @triton.jit
-def _change(s, tanh, dp, base, share, delta, seen, C: tl.constexpr, EDGE: tl.constexpr):
+def backward_start_kernel(p, output, grad, lse, grad_lse, base, delta, C: tl.constexpr):
+    """Of each row what is subtracted: from its scores `base`, from the products of the gradient with its values `delta`.
+
+    delta = sum(dO * O) (FlashAttention-2, arXiv 2307.08691, algorithm 2), less the gradient of the lse.
+
+    Args:
+        output, grad: `Operand`s, the output and its gradient.
+        lse, grad_lse: ``(B, H, Nq)``, contiguous, like `base` and `delta`.
+    """
+    batch, head = tl.program_id(1) // p.heads, tl.program_id(1) % p.heads
+    i = tl.program_id(0) * C.ROWS + tl.arange(0, C.ROWS)
+    there = i < p.queries
+    o = _tile(output, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
+    do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
+    place = tl.program_id(1).to(tl.int64) * p.queries + i
+    found = tl.sum(o * do, 1) - _of_rows(grad_lse, place, there, True)
+    tl.store(delta + place, found, mask=there)
+    tl.store(base + place, _base_of(_of_rows(lse, place, there, True), C), mask=there)
+
+
+@triton.jit
+def _change(s, tanh, dp, base, delta, seen, C: tl.constexpr, EDGE: tl.constexpr):
     """Of a tile: the weights, and the gradients of the scores and of the dot products times the scale.
 
     ds = w (dp - delta) (FlashAttention-2, arXiv 2307.08691, algorithm 2); d tanh(x) = 1 - tanh(x)^2.
     """
-    w = _weights(s, base, share, C)
+    w = _weights(s, base, C)
     ds = w * (dp - delta)
     if EDGE:
         w = tl.where(seen, w, 0.0)
@@ -48,23 +70,25 @@ def _change(s, tanh, dp, base, share, delta, seen, C: tl.constexpr, EDGE: tl.con
 
 
 @triton.jit
-def _from_rows(p, k, v, state, results, grad, delta, batch, head, j, first, last, C: tl.constexpr, EDGE: tl.constexpr):
+def _from_rows(
+    p, fetch, k, v, state, base, delta, grad, batch, head, j, first, last, C: tl.constexpr, EDGE: tl.constexpr
+):
     """Have a tile of keys add up its gradients from blocks of rows."""
     key_grad, value_grad = state
     for block in range(first, last):
         i = block * C.ROWS + tl.arange(0, C.ROWS)
         there = i < p.queries
         place = (batch * p.heads + head).to(tl.int64) * p.queries + i
-        q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, EDGE)
-        s, tanh = _score(_raw(k, q, C), p, batch, head, i[None, :], j[:, None], C)
+        q = _block(p.query, fetch[0], batch, head, block * C.ROWS, C.ROWS, C.D, C.DP, p.queries, EDGE)
+        s, tanh = _score(_dot(k, q, C), p, batch, head, i[None, :], j[:, None], C)
         seen = tl.full((1, 1), 1, tl.int1)
         if EDGE:
-            seen = _seen(p, batch, head, i[None, :], j[:, None], C)
-        base, share = _rows_of_state(results, place, there, C)
-        subtracted = tl.load(delta + place, mask=there, other=0.0)
-        do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, EDGE)
+            seen = _seen(p, batch, head, i[None, :], j[:, None], C) & there[None, :]
+        lse = _of_rows(base, place, there, EDGE)
+        subtracted = _of_rows(delta, place, there, EDGE)
+        do = _block(grad, fetch[1], batch, head, block * C.ROWS, C.ROWS, C.DV, C.DVP, p.queries, EDGE)
         dp = tl.dot(v, tl.trans(do), input_precision=C.PRECISION)
-        w, _, raw = _change(s, tanh, dp, base[None, :], share[None, :], subtracted[None, :], seen, C, EDGE)
+        w, _, raw = _change(s, tanh, dp, lse[None, :], subtracted[None, :], seen, C, EDGE)
         if EDGE:
             q, do = _finite(q), _finite(do)
         value_grad = tl.dot(w.to(do.dtype), do, value_grad, input_precision=C.PRECISION)
@@ -73,12 +97,14 @@ def _from_rows(p, k, v, state, results, grad, delta, batch, head, j, first, last
 
 
 @triton.jit
-def backward_keys_kernel(p, results, grad, delta, key_grad, value_grad, spans, scale, C: tl.constexpr):
+def backward_keys_kernel(
+    p, query_blocks, grad_blocks, base, delta, grad, key_grad, value_grad, spans, scale, C: tl.constexpr
+):
     """Gradients of tiles of keys and their values, from the rows of all query heads that share them.
 
     Args:
+        base, delta: what `backward_start_kernel` found.
         grad: an `Operand`, the output's gradient.
-        delta: of each row sum(grad * output) less the lse's gradient, ``(B, H, Nq)``.
         key_grad, value_grad: `Operand`s.
     """
     tile = tl.program_id(0)
@@ -88,32 +114,33 @@ def backward_keys_kernel(p, results, grad, delta, key_grad, value_grad, spans, s
     k = _tile(p.key, batch, key_head, j, C.D, C.DP, p.keys, True)
     v = _tile(p.value, batch, key_head, j, C.DV, C.DVP, p.keys, True)
     state = _zeros(C.KEYS, C.DP), _zeros(C.KEYS, C.DVP)
+    fetch = query_blocks, grad_blocks
     for member in range(p.group):
         head = key_head * p.group + member
         first, inner, outer, last = _span(p, spans, tile, batch, head, C)
-        state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, first, inner, C, True)
-        state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, inner, outer, C, False)
-        state = _from_rows(p, k, v, state, results, grad, delta, batch, head, j, outer, last, C, True)
+        state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, first, inner, C, True)
+        state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, inner, outer, C, False)
+        state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, outer, last, C, True)
     _write(key_grad, batch, key_head, j, j < p.keys, state[0] * scale, C.D, C.DP)
     _write(value_grad, batch, key_head, j, j < p.keys, state[1], C.DV, C.DVP)
 
 
 @triton.jit
 def _from_keys(
-    p, q, do, state, base, share, subtracted, batch, head, i, first, last, C: tl.constexpr, EDGE: tl.constexpr
+    p, fetch, q, do, state, base, subtracted, batch, head, i, first, last, C: tl.constexpr, EDGE: tl.constexpr
 ):
     """Have a block of rows add up its gradients from tiles of keys."""
     query_grad, low, high = state
     for tile in range(first, last):
         j = tile * C.KEYS + tl.arange(0, C.KEYS)
-        k = _tile(p.key, batch, head // p.group, j, C.D, C.DP, p.keys, EDGE)
-        v = _tile(p.value, batch, head // p.group, j, C.DV, C.DVP, p.keys, EDGE)
-        s, tanh = _score(_raw(q, k, C), p, batch, head, i[:, None], j[None, :], C)
+        k = _block(p.key, fetch[0], batch, head // p.group, tile * C.KEYS, C.KEYS, C.D, C.DP, p.keys, EDGE)
+        v = _block(p.value, fetch[1], batch, head // p.group, tile * C.KEYS, C.KEYS, C.DV, C.DVP, p.keys, EDGE)
+        s, tanh = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
         seen = tl.full((1, 1), 1, tl.int1)
         if EDGE:
             seen = _seen(p, batch, head, i[:, None], j[None, :], C)
         dp = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
-        _, ds, raw = _change(s, tanh, dp, base[:, None], share[:, None], subtracted[:, None], seen, C, EDGE)
+        _, ds, raw = _change(s, tanh, dp, base[:, None], subtracted[:, None], seen, C, EDGE)
         if EDGE:
             k = _finite(k)
         query_grad = tl.dot(raw.to(k.dtype), k, query_grad, input_precision=C.PRECISION)
@@ -128,7 +155,9 @@ def _from_keys(
 
 
 @triton.jit
-def backward_rows_kernel(p, results, grad, delta, query_grad, low, high, scale, C: tl.constexpr):
+def backward_rows_kernel(
+    p, key_blocks, value_blocks, base, delta, grad, query_grad, low, high, scale, C: tl.constexpr
+):
     """Gradients of blocks of queries.
 
     Args:
@@ -143,24 +172,25 @@ def backward_rows_kernel(p, results, grad, delta, query_grad, low, high, scale, 
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
     do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True)
     place = (batch * p.heads + head).to(tl.int64) * p.queries + i
-    base, share = _rows_of_state(results, place, there, C)
-    subtracted = tl.load(delta + place, mask=there, other=0.0)
+    lse = _of_rows(base, place, there, True)
+    subtracted = _of_rows(delta, place, there, True)
     zero = _zero(C.ROWS)
     state = _zeros(C.ROWS, C.DP), zero, zero
+    fetch = key_blocks, value_blocks
     if C.MASK == 1:
         at = row.to(tl.int64) * p.mask.runs + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
         done = 0
         for run in range(p.mask.runs):
             first, inner, outer, last = _tiles_of_run(p, at + run, done, 0, p.keys, C)
-            state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, first, inner, C, True)
-            state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, inner, outer, C, False)
-            state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, outer, last, C, True)
+            state = _from_keys(p, fetch, q, do, state, lse, subtracted, batch, head, i, first, inner, C, True)
+            state = _from_keys(p, fetch, q, do, state, lse, subtracted, batch, head, i, inner, outer, C, False)
+            state = _from_keys(p, fetch, q, do, state, lse, subtracted, batch, head, i, outer, last, C, True)
             done = tl.maximum(done, last)
     else:
         inner = p.keys // C.KEYS if C.MASK == 0 else 0
-        state = _from_keys(p, q, do, state, base, share, subtracted, batch, head, i, 0, inner, C, False)
+        state = _from_keys(p, fetch, q, do, state, lse, subtracted, batch, head, i, 0, inner, C, False)
         state = _from_keys(
-            p, q, do, state, base, share, subtracted, batch, head, i, inner, tl.cdiv(p.keys, C.KEYS), C, True
+            p, fetch, q, do, state, lse, subtracted, batch, head, i, inner, tl.cdiv(p.keys, C.KEYS), C, True
         )
     _write(query_grad, batch, head, i, there, state[0] * scale, C.D, C.DP)
     if C.BIAS_GRAD and C.BIAS >= 2:
@@ -170,7 +200,7 @@ def backward_rows_kernel(p, results, grad, delta, query_grad, low, high, scale, 
 
 
 @triton.jit
-def dense_bias_kernel(p, results, grad, delta, out, batches, heads, row_blocks, key_tiles, C: tl.constexpr):
+def dense_bias_kernel(p, base, delta, grad, out, batches, heads, row_blocks, key_tiles, C: tl.constexpr):
     """The gradient of a dense bias, a tile of it for each program, which sums over what the bias is shared by.
 
     Args:
@@ -191,30 +221,30 @@ def dense_bias_kernel(p, results, grad, delta, out, batches, heads, row_blocks, 
         do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True)
         k = _tile(p.key, batch, head // p.group, j, C.D, C.DP, p.keys, True)
         v = _tile(p.value, batch, head // p.group, j, C.DV, C.DVP, p.keys, True)
-        s, tanh = _score(_raw(q, k, C), p, batch, head, i[:, None], j[None, :], C)
+        s, tanh = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
         dp = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
         place = (batch * p.heads + head).to(tl.int64) * p.queries + i
-        base, share = _rows_of_state(results, place, there, C)
-        subtracted = tl.load(delta + place, mask=there, other=0.0)
-        seen = _seen(p, batch, head, i[:, None], j[None, :], C)
-        _, ds, _ = _change(s, tanh, dp, base[:, None], share[:, None], subtracted[:, None], seen, C, True)
+        lse = _of_rows(base, place, there, True)
+        subtracted = _of_rows(delta, place, there, True)
+        seen = _seen(p, batch, head, i[:, None], j[None, :], C) & there[:, None]
+        _, ds, _ = _change(s, tanh, dp, lse[:, None], subtracted[:, None], seen, C, True)
         total += ds
-    base = out.pointer + (line // lines).to(tl.int64) * out.batch + (line % lines).to(tl.int64) * out.head
+    to = out.pointer + (line // lines).to(tl.int64) * out.batch + (line % lines).to(tl.int64) * out.head
     i, j = block0 * C.ROWS + tl.arange(0, C.ROWS), tile0 * C.KEYS + tl.arange(0, C.KEYS)
     row, key = i.to(tl.int64) * out.row, j * out.key
     if C.SUM_ROWS and C.SUM_KEYS:
-        tl.store(base, tl.sum(tl.sum(total, 1), 0))
+        tl.store(to, tl.sum(tl.sum(total, 1), 0))
     elif C.SUM_ROWS:
-        tl.store(base + key, tl.sum(total, 0), mask=j < p.keys)
+        tl.store(to + key, tl.sum(total, 0), mask=j < p.keys)
     elif C.SUM_KEYS:
-        tl.store(base + row, tl.sum(total, 1), mask=i < p.queries)
+        tl.store(to + row, tl.sum(total, 1), mask=i < p.queries)
     else:
         there = (i < p.queries)[:, None] & (j < p.keys)[None, :]
-        tl.store(base + row[:, None] + key[None, :], total, mask=there)
+        tl.store(to + row[:, None] + key[None, :], total, mask=there)
 
 
 @triton.jit
-def relative_bias_kernel(p, results, grad, delta, out, C: tl.constexpr):
+def relative_bias_kernel(p, base, delta, grad, out, C: tl.constexpr):
     """The gradient of a relative bias but for its two ends, from each block of rows: ``(B, H, blocks, count)``.
 
     A position is one key for each row, so that scores here are no product of matrices.
@@ -226,15 +256,15 @@ def relative_bias_kernel(p, results, grad, delta, out, C: tl.constexpr):
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True).to(tl.float32)
     do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
     place = line.to(tl.int64) * p.queries + i
-    base, share = _rows_of_state(results, place, there, C)
-    subtracted = tl.load(delta + place, mask=there, other=0.0)
+    lse = _of_rows(base, place, there, True)
+    subtracted = _of_rows(delta, place, there, True)
     for position in range(1, p.bias.count - 1):
         j = i + p.bias.offset + p.bias.first + position
         key = tl.where((j >= 0) & (j < p.keys), j, p.keys)
         k = _tile(p.key, batch, head // p.group, key, C.D, C.DP, p.keys, True).to(tl.float32)
         v = _tile(p.value, batch, head // p.group, key, C.DV, C.DVP, p.keys, True).to(tl.float32)
-        s, tanh = _score(_poisoned(tl.sum(q * k, 1)), p, batch, head, i, j, C)
-        seen = _seen(p, batch, head, i, key, C)
-        _, ds, _ = _change(s, tanh, tl.sum(do * v, 1), base, share, subtracted, seen, C, True)
+        s, tanh = _score(tl.sum(q * k, 1), p, batch, head, i, j, C)
+        seen = _seen(p, batch, head, i, key, C) & there
+        _, ds, _ = _change(s, tanh, tl.sum(do * v, 1), lse, subtracted, seen, C, True)
         at = (line.to(tl.int64) * tl.num_programs(0) + block) * p.bias.count + position
         tl.store(out + at, tl.sum(ds, 0))

@@ -185,11 +185,44 @@ def _write(operand, batch, head, rows, there, x, WIDTH: tl.constexpr, PADDED: tl
 
 
 @triton.jit
-def _of_keys(operand, p, batch, key_head, keys, WIDTH: tl.constexpr, PADDED: tl.constexpr, CHECKED: tl.constexpr):
-    """Keys or values ``(keys, PADDED)``, from one piece of memory or from pages."""
+def _block(
+    operand,
+    descriptor,
+    batch,
+    head,
+    start,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    count,
+    CHECKED: tl.constexpr,
+):
+    """`_tile` of the rows from `start`: by the tensor memory accelerator where there is a descriptor of the operand."""
+    if descriptor is None:
+        x = _tile(operand, batch, head, start + tl.arange(0, ROWS), WIDTH, PADDED, count, CHECKED)
+    else:  # with 0 beyond the tensor's ends
+        x = tl.reshape(descriptor.load([batch, head, start, 0]), (ROWS, PADDED))
+    return x
+
+
+@triton.jit
+def _of_keys(
+    operand,
+    descriptor,
+    p,
+    batch,
+    key_head,
+    start,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    C: tl.constexpr,
+    CHECKED: tl.constexpr,
+):
+    """Keys or values from `start`, ``(KEYS, PADDED)``, from one piece of memory or from pages."""
     if p.pages is None:
-        x = _tile(operand, batch, key_head, keys, WIDTH, PADDED, p.keys, CHECKED)
+        x = _block(operand, descriptor, batch, key_head, start, C.KEYS, WIDTH, PADDED, p.keys, CHECKED)
     else:
+        keys = start + tl.arange(0, C.KEYS)
         column = tl.arange(0, PADDED)
         there = keys < p.keys
         page = tl.load(p.pages.pointer + batch * p.pages.batch + keys // p.pages.size, mask=there, other=0)
@@ -224,9 +257,9 @@ def _finite(x):
 
 
 @triton.jit
-def _raw(a, b, C: tl.constexpr):
-    """Dot products of the rows of two tiles; NaN wherever one is infinite, and never a plausible -inf."""
-    return _poisoned(tl.dot(a, tl.trans(b), input_precision=C.PRECISION))
+def _dot(a, b, C: tl.constexpr):
+    """Dot products of the rows of two tiles."""
+    return tl.dot(a, tl.trans(b), input_precision=C.PRECISION)
 
 
 @triton.jit
@@ -279,16 +312,20 @@ def _score(raw, p, batch, head, i, j, C: tl.constexpr):
 
 @triton.jit
 def _seen(p, batch, head, i, j, C: tl.constexpr):
-    """Which keys which queries see; `i` and `j` broadcast against each other, `head` against `i`."""
-    seen = (j < p.keys) & (i < p.queries)
+    """Which keys which queries see; `i` and `j` broadcast against each other, `head` against `i`.
+
+    Queries beyond the last see what it sees.
+    """
     if C.MASK == 1:
         row = tl.minimum(i, p.queries - 1).to(tl.int64) * p.mask.runs
         row = row + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
-        within = (j < 0) & (i < 0)
+        seen = (j < 0) & (i < 0)
         for run in range(p.mask.runs):
             start, stop = tl.load(p.mask.starts + row + run), tl.load(p.mask.stops + row + run)
-            within = within | ((j >= start) & (j < stop))
-        seen = seen & within
+            # Between the two, by one comparison: what lies before `start` is huge without a sign.
+            seen = seen | ((j - start).to(tl.uint32) < tl.maximum(stop - start, 0).to(tl.uint32))
+    else:
+        seen = (j < p.keys) & (i >= 0)
     if C.MASK == 2:
         at = p.mask.visible + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
         at = at + tl.minimum(i, p.queries - 1).to(tl.int64) * p.mask.row + tl.minimum(j, p.keys - 1)
@@ -300,22 +337,28 @@ def _seen(p, batch, head, i, j, C: tl.constexpr):
 
 
 @triton.jit
-def _keep_top(s, j, best, at, K: tl.constexpr):
-    """Of each row, the K largest so far, ``(ROWS, K)`` in any order, and their keys; NaN counts as the largest."""
-    slot = tl.arange(0, K)[None, :]
-    s = tl.where(s == s, s, INFINITY)  # noqa: PLR0124  NaN
-    top, where = tl.max(s, 1, return_indices=True)
+def _keep_top(s, top, start, best, at, C: tl.constexpr):
+    """Of each row, the K largest so far, ``(ROWS, K)`` in any order, and their keys.
+
+    `top` is the largest of each row of `s`, whose keys begin at `start`. NaN is passed over: its row's weights are NaN.
+    """
+    slot, column = tl.arange(0, C.K)[None, :], tl.arange(0, C.KEYS)[None, :]
     worst = tl.min(best, 1)
-    first = tl.min(j, 0)
-    column = j - first
     while tl.max((top > worst).to(tl.int32), 0) > 0:
+        where = tl.min(tl.where(s == top[:, None], column, C.KEYS), 1)
         here = (slot == tl.argmin(best, 1)[:, None]) & (top > worst)[:, None]
         best = tl.where(here, top[:, None], best)
-        at = tl.where(here, (first + where)[:, None], at)
-        s = tl.where(column[None, :] == where[:, None], -INFINITY, s)
-        top, where = tl.max(s, 1, return_indices=True)
+        at = tl.where(here, (start + where)[:, None], at)
+        s = tl.where(column == where[:, None], -INFINITY, s)
+        top = tl.max(s, 1)
         worst = tl.min(best, 1)
     return best, at
+
+
+@triton.jit
+def _in_unit(best, p, C: tl.constexpr):
+    """Scores of top keys."""
+    return best * p.factor if C.RAW else best
 
 
 @triton.jit
@@ -329,32 +372,50 @@ def _add_with_care(acc, w, v, seen, C: tl.constexpr):
 
 @triton.jit
 def _look(
-    p, q, state, batch, head, key_head, i, first, stop, offset, C: tl.constexpr, EDGE: tl.constexpr, CARE: tl.constexpr
+    p,
+    fetch,
+    q,
+    state,
+    batch,
+    head,
+    key_head,
+    i,
+    first,
+    stop,
+    offset,
+    C: tl.constexpr,
+    EDGE: tl.constexpr,
+    CARE: tl.constexpr,
 ):
     """Have a block of rows look at tiles of keys, and add up what they see (online softmax, arXiv 1805.02867).
 
-    The state: sum of w v, largest score m, sum of w, sum of w log2 w, sum of w times distance, top scores, their keys;
-    w = exp(s - m).
+    The state: sum of w v, largest score m, sum of w, largest magnitude of a dot product, sum of w log2 w, sum of w times
+    distance, top scores (with RAW dot products), their keys; w = exp(s - m).
     """
-    acc, m, total, bits, far, best, at = state
+    acc, m, total, high, bits, far, best, at = state
     for tile in range(first, stop):
         j = tile * C.KEYS + tl.arange(0, C.KEYS)
-        k = _of_keys(p.key, p, batch, key_head, j, C.D, C.DP, EDGE)
-        raw = _raw(q, k, C)
+        k = _of_keys(p.key, fetch[0], p, batch, key_head, tile * C.KEYS, C.D, C.DP, C, EDGE)
+        raw = _dot(q, k, C)
         if EDGE:
             seen = _seen(p, batch, head[:, None], i[:, None], j[None, :], C)
+            raw = _poisoned(raw)
+        else:
+            high = tl.maximum(high, tl.max(tl.abs(raw), 1))
         if C.RAW:  # scores are not needed themselves: one multiplication and addition leads to the exponent
             if EDGE:
                 raw = tl.where(seen, raw, -INFINITY)
-            top = tl.maximum(m, tl.max(raw, 1) * p.factor)
+            here = tl.max(raw, 1)
+            top = tl.maximum(m, here * p.factor)
             base = tl.where(top == -INFINITY, 0.0, top)
-            s = raw * p.factor
-            x = s - base[:, None]
+            x = raw * p.factor - base[:, None]
+            s = raw
         else:
             s, _ = _score(raw, p, batch, head[:, None], i[:, None], j[None, :], C)
             if EDGE:
                 s = tl.where(seen, s, -INFINITY)
-            top = tl.maximum(m, tl.max(s, 1))
+            here = tl.max(s, 1)
+            top = tl.maximum(m, here)
             base = tl.where(top == -INFINITY, 0.0, top)
             x = _bits(s - base[:, None], C)
         w = tl.exp2(x)
@@ -369,15 +430,15 @@ def _look(
         total = shrink * total + tl.sum(w, 1)
         m = top
         if C.K > 0:
-            best, at = _keep_top(s, j, best, at, C.K)
+            best, at = _keep_top(s, here, tile * C.KEYS, best, at, C)
         if p.value is not None:
-            v = _of_keys(p.value, p, batch, key_head, j, C.DV, C.DVP, EDGE)
+            v = _of_keys(p.value, fetch[1], p, batch, key_head, tile * C.KEYS, C.DV, C.DVP, C, EDGE)
             acc = acc * shrink[:, None]
             if CARE:
                 acc = _add_with_care(acc, w, v, seen, C)
             else:
                 acc = tl.dot(w.to(v.dtype), v, acc, input_precision=C.PRODUCT)
-    return acc, m, total, bits, far, best, at
+    return acc, m, total, high, bits, far, best, at
 
 
 @triton.jit
@@ -398,7 +459,9 @@ def _tiles_of_run(p, at, done, least, most, C: tl.constexpr):
 
 
 @triton.jit
-def _look_everywhere(p, q, state, batch, head, key_head, i, least, most, offset, C: tl.constexpr, CARE: tl.constexpr):
+def _look_everywhere(
+    p, fetch, q, state, batch, head, key_head, i, least, most, offset, C: tl.constexpr, CARE: tl.constexpr
+):
     """Have a block of rows look at all keys from `least` to `most` that one of them sees."""
     if C.MASK == 1:
         at = i.to(tl.int64) * p.mask.runs + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
@@ -406,23 +469,23 @@ def _look_everywhere(p, q, state, batch, head, key_head, i, least, most, offset,
         for run in range(p.mask.runs):
             first, inner, outer, last = _tiles_of_run(p, at + run, done, least, most, C)
             if CARE:
-                state = _look(p, q, state, batch, head, key_head, i, first, last, offset, C, True, True)
+                state = _look(p, fetch, q, state, batch, head, key_head, i, first, last, offset, C, True, True)
             else:
-                state = _look(p, q, state, batch, head, key_head, i, first, inner, offset, C, True, False)
-                state = _look(p, q, state, batch, head, key_head, i, inner, outer, offset, C, False, False)
-                state = _look(p, q, state, batch, head, key_head, i, outer, last, offset, C, True, False)
+                state = _look(p, fetch, q, state, batch, head, key_head, i, first, inner, offset, C, True, False)
+                state = _look(p, fetch, q, state, batch, head, key_head, i, inner, outer, offset, C, False, False)
+                state = _look(p, fetch, q, state, batch, head, key_head, i, outer, last, offset, C, True, False)
             done = tl.maximum(done, last)
     else:
         inner = least // C.KEYS
         if C.MASK == 0:
             inner = most // C.KEYS
-            state = _look(p, q, state, batch, head, key_head, i, least // C.KEYS, inner, offset, C, False, False)
-        state = _look(p, q, state, batch, head, key_head, i, inner, tl.cdiv(most, C.KEYS), offset, C, True, CARE)
+            state = _look(p, fetch, q, state, batch, head, key_head, i, least // C.KEYS, inner, offset, C, False, False)
+        state = _look(p, fetch, q, state, batch, head, key_head, i, inner, tl.cdiv(most, C.KEYS), offset, C, True, CARE)
     return state
 
 
 @triton.jit
-def rows_kernel(p, out, results, offset, share, C: tl.constexpr):
+def rows_kernel(p, key_blocks, value_blocks, out, results, offset, share, C: tl.constexpr):
     """Blocks of rows: the output, and what is asked of each row. A program has one block, and with SPLIT some keys.
 
     Args:
@@ -452,18 +515,20 @@ def rows_kernel(p, out, results, offset, share, C: tl.constexpr):
     zero = _zero(C.ROWS)
     KS: tl.constexpr = C.K if C.K > 0 else 1
     best = _zeros(C.ROWS, KS) - INFINITY
-    start = acc, m, zero, zero, zero, best, _zeros(C.ROWS, KS).to(tl.int32) - 1
+    start = acc, m, zero, zero, zero, zero, best, _zeros(C.ROWS, KS).to(tl.int32) - 1
     least, most = 0, p.keys
     if C.SPLIT:
         least = tl.program_id(2) * share
         most = tl.minimum(p.keys, least + share)
-    state = _look_everywhere(p, q, start, batch, head, key_head, i, least, most, offset, C, False)
-    acc, m, total, bits, far, best, keys = state
+    fetch = key_blocks, value_blocks
+    state = _look_everywhere(p, fetch, q, start, batch, head, key_head, i, least, most, offset, C, False)
+    acc, m, total, high, bits, far, best, keys = state
+    total = tl.where(high == INFINITY, float("nan"), total)
     if p.value is not None and C.MASK != 0:
         leaked = tl.max(tl.max((acc != acc).to(tl.int32), 1), 0)  # noqa: PLR0124  NaN
         if leaked != 0:  # perhaps from values that are hidden: rare enough to look again
-            state = _look_everywhere(p, q, start, batch, head, key_head, i, least, most, offset, C, True)
-            acc, _, _, _, _, _, _ = state
+            state = _look_everywhere(p, fetch, q, start, batch, head, key_head, i, least, most, offset, C, True)
+            acc, _, _, _, _, _, _, _ = state
     place = (batch * p.heads + head).to(tl.int64) * p.queries + i
     if C.SPLIT:
         column = tl.arange(0, C.DVP)
@@ -476,6 +541,10 @@ def rows_kernel(p, out, results, offset, share, C: tl.constexpr):
             tl.store(results.entropy + place, bits, mask=there)
         if C.DISTANCE:
             tl.store(results.distance + place, far, mask=there)
+        if C.TOP > 0:
+            slot = tl.arange(0, C.K)[None, :]
+            tl.store(results.top_weight + place[:, None] * C.K + slot, _in_unit(best, p, C), mask=there[:, None])
+            tl.store(results.top_index + place[:, None] * C.K + slot, keys, mask=there[:, None])
     else:
         sink = _zero(C.ROWS) - INFINITY
         if p.sinks is not None:
@@ -490,7 +559,7 @@ def rows_kernel(p, out, results, offset, share, C: tl.constexpr):
             _write(out, batch, head, i, there, acc, C.DV, C.DVP)
         _store_rows(results, place, there, m, lse, weight, total, bits, far, C)
         if C.TOP > 0:
-            _store_top(results, place, there, m, weight, best, keys, C)
+            _store_top(results, place, there, m, weight, _in_unit(best, p, C), keys, C)
 
 
 class Results(NamedTuple):
@@ -499,6 +568,7 @@ class Results(NamedTuple):
     Attributes:
         rows: B H Nq.
         lse: in nats.
+        top_index, top_weight: with SPLIT, ``(splits, B H Nq, K)``: keys as int32, and scores.
         top, share: a weight is exp(s - top) * share, s and top in the scores' unit; with SPLIT, m and the sum of w.
         given: an lse in nats of which these keys are a part.
     """
@@ -566,14 +636,14 @@ def _store_rows(results, place, there, m, lse, weight, total, bits, far, C: tl.c
 
 @triton.jit
 def _store_top(results, place, there, m, weight, best, keys, C: tl.constexpr):
-    """Write the top keys, the heaviest first."""
-    slot = tl.arange(0, C.K)[None, :]
+    """Write the top keys, the heaviest first; `best` and `keys` are ``(rows, candidates)``."""
+    slot = tl.arange(0, best.shape[1])[None, :]
     for rank in range(C.TOP):
         score, where = tl.max(best, 1, return_indices=True)
         taken = slot == where[:, None]
         key = tl.sum(tl.where(taken, keys, 0), 1)
         best = tl.where(taken, -INFINITY, best)
-        found = tl.where(score == -INFINITY, 0.0, _weights(score, m, weight, C))
+        found = tl.where(score == -INFINITY, weight * 0.0, _weights(score, m, C) * weight)
         tl.store(results.top_weight + place * C.TOP + rank, found, mask=there)
         tl.store(results.top_index + place * C.TOP + rank, tl.where(found > 0.0, key, -1).to(tl.int64), mask=there)
 
@@ -614,6 +684,14 @@ def merge_kernel(p, sums, parts, out, results, splits, C: tl.constexpr, SPLITS: 
     at = out.pointer + batch.to(tl.int64) * out.batch + head.to(tl.int64) * out.head + i.to(tl.int64) * out.row + column
     tl.store(at, acc.to(out.pointer.dtype.element_ty), mask=column < C.DV)
     _store_rows(results, place, True, m, lse, weight, total, bits, far, C)
+    if C.TOP > 0:
+        slot = tl.arange(0, SPLITS * C.K)
+        at = ((slot // C.K).to(tl.int64) * parts.rows + place) * C.K + slot % C.K
+        here = slot < splits * C.K
+        best = tl.load(parts.top_weight + at, mask=here, other=-INFINITY)
+        keys = tl.load(parts.top_index + at, mask=here, other=-1)
+        row = tl.arange(0, 1)
+        _store_top(results, place + row, row == 0, m + _zero(1), weight + _zero(1), best[None, :], keys[None, :], C)
 
 
 # ---------------------------------------------------------------------------------------- which queries see which keys
@@ -706,47 +784,68 @@ def _span(p, spans, tile, batch, head, C: tl.constexpr):
 
 
 @triton.jit
-def _rows_of_state(results, place, there, C: tl.constexpr):
+def _of_rows(numbers, place, there, CHECKED: tl.constexpr):
+    """A number for each of some rows; 0 for those that are not there, if that is checked."""
+    return tl.load(numbers + place, mask=there, other=0.0) if CHECKED else tl.load(numbers + place)
+
+
+@triton.jit
+def _rows_of_state(results, place, there, C: tl.constexpr, CHECKED: tl.constexpr):
     """What weights of some rows are computed with: w = exp(s - base) * share, s and base in the scores' unit."""
     if results.share is not None:
-        base = tl.load(results.top + place, mask=there, other=0.0)
-        share = tl.load(results.share + place, mask=there, other=0.0)
+        base = _of_rows(results.top, place, there, CHECKED)
+        share = _of_rows(results.share, place, there, CHECKED)
     else:
-        lse = tl.load(results.lse + place, mask=there, other=-INFINITY)
-        blind = lse == -INFINITY
-        base = tl.where(blind, 0.0, lse)
-        if C.BIAS == 0:
-            base = base * LOG2_E
-        share = tl.where(blind, 0.0, 1.0)
+        base = _base_of(_of_rows(results.lse, place, there, CHECKED), C)
+        share = base * 0.0 + 1.0
     return base, share
 
 
 @triton.jit
-def _weights(s, base, share, C: tl.constexpr):
-    return tl.exp2(_bits(s - base, C)) * share
+def _base_of(lse, C: tl.constexpr):
+    """What is subtracted from a row's scores in their unit: its lse, and infinity where that is -inf, so that weights are 0."""
+    base = tl.where(lse == -INFINITY, INFINITY, lse)
+    if C.BIAS == 0:
+        base = base * LOG2_E
+    return base
 
 
 @triton.jit
-def _gather(p, k, state, results, rows, batch, head, j, first, stop, least, most, C: tl.constexpr, EDGE: tl.constexpr):
-    """Have a tile of keys add up what it receives from rows `least` to `most`, in steps of ROWS from `first`.
+def _weights(s, base, C: tl.constexpr):
+    """exp(s - base), both in the scores' unit."""
+    return tl.exp2(_bits(s - base, C))
 
-    The state: sums of weights, the largest ones, and the product of the transposed weights with `rows`.
+
+@triton.jit
+def _gather(
+    p, fetch, k, state, results, rows, batch, head, j, first, stop, least, most, C: tl.constexpr, EDGE: tl.constexpr
+):
+    """Have a tile of keys add up what it receives from those rows of some blocks that lie between `least` and `most`.
+
+    The state: sums of weights, the largest ones, and the product of the transposed weights with `rows`. Without `rows`
+    the first two are ``(ROWS, KEYS)``, not added up yet: weights lie by rows then, and each thread fetches the numbers
+    of few rows.
     """
     sums, peaks, product = state
-    for start in range(first, stop, C.ROWS):
-        i = start + tl.arange(0, C.ROWS)
-        q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, EDGE)
-        s, _ = _score(_raw(k, q, C), p, batch, head, i[None, :], j[:, None], C)
+    for block in range(first, stop):
+        i = block * C.ROWS + tl.arange(0, C.ROWS)
+        q = _block(p.query, fetch[0], batch, head, block * C.ROWS, C.ROWS, C.D, C.DP, p.queries, EDGE)
         there = (i >= least) & (i < most)
         place = (batch * p.heads + head).to(tl.int64) * p.queries + i
-        base, share = _rows_of_state(results, place, there, C)
-        w = _weights(s, base[None, :], share[None, :], C)
-        if EDGE:
-            w = tl.where(_seen(p, batch, head, i[None, :], j[:, None], C) & there[None, :], w, 0.0)
-        sums += tl.sum(w, 1)
-        peaks = _larger(peaks, tl.max(w, 1))
-        if rows is not None:
-            y = _tile(rows, batch, head, i, C.DV, C.DVP, p.queries, EDGE)
+        base, share = _rows_of_state(results, place, there, C, EDGE)
+        if rows is None:
+            s, _ = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
+            w = _weights(s, base[:, None], C) * share[:, None]
+            if EDGE:
+                w = tl.where(_seen(p, batch, head, i[:, None], j[None, :], C) & there[:, None], w, 0.0)
+            sums += w
+            peaks = _larger(peaks, w)
+        else:
+            s, _ = _score(_dot(k, q, C), p, batch, head, i[None, :], j[:, None], C)
+            w = _weights(s, base[None, :], C) * share[None, :]
+            if EDGE:
+                w = tl.where(_seen(p, batch, head, i[None, :], j[:, None], C) & there[None, :], w, 0.0)
+            y = _block(rows, fetch[1], batch, head, block * C.ROWS, C.ROWS, C.DV, C.DVP, p.queries, EDGE)
             if EDGE:
                 y = _finite(y)
             product = tl.dot(w.to(y.dtype), y, product, input_precision=C.PRODUCT)
@@ -760,12 +859,15 @@ def _larger(a, b):
 
 
 @triton.jit
-def columns_kernel(p, results, rows, product, sums, cells, edges, cell_rows, spans, part, C: tl.constexpr):
+def columns_kernel(
+    p, query_blocks, row_blocks, results, rows, product, sums, cells, edges, cell_rows, spans, part, C: tl.constexpr
+):
     """Tiles of keys against all queries that see them, one range of queries after another.
 
     Args:
         results: `Results` with what weights are computed from: top and share, or an lse.
-        rows, product: an `Operand` of rows, and where the transposed product goes, ``(B, H, Nk, Y)``; or None.
+        rows, product: an `Operand` of rows, and where the transposed product goes, ``(B, H, Nk, Y)``, and nothing else;
+            or None.
         sums: where sums over all queries go, ``(B, H, Nk)``; or None.
         cells: where sums (with PEAK the largest) over each range of queries go, ``(lines, cell_rows, Nk)``; or None.
         edges, cell_rows: where the ranges begin and the last ends, and how many there are.
@@ -775,27 +877,27 @@ def columns_kernel(p, results, rows, product, sums, cells, edges, cell_rows, spa
     line = tl.program_id(1) + part
     batch, head = line // p.heads, line % p.heads
     j = tile * C.KEYS + tl.arange(0, C.KEYS)
-    k = _of_keys(p.key, p, batch, head // p.group, j, C.D, C.DP, True)
+    k = _of_keys(p.key, None, p, batch, head // p.group, tile * C.KEYS, C.D, C.DP, C, True)
     first, inner, outer, last = _span(p, spans, tile, batch, head, C)
     whole, products = _zero(C.KEYS), _zeros(C.KEYS, C.DVP)
+    fetch = query_blocks, row_blocks
     for cell in range(cell_rows):
         least, most = tl.load(edges + cell), tl.load(edges + cell + 1)
-        # Steps of C.ROWS from `least`: those from `inside` to `outside` are inside.
-        begin = least + tl.maximum(first * C.ROWS - least, 0) // C.ROWS * C.ROWS
-        end = tl.maximum(tl.minimum(last * C.ROWS, most), begin)
-        inside = least + tl.cdiv(tl.maximum(inner * C.ROWS - least, 0), C.ROWS) * C.ROWS
-        inside = tl.minimum(tl.maximum(inside, begin), end)
-        outside = least + tl.maximum(tl.minimum(outer * C.ROWS, most) - least, 0) // C.ROWS * C.ROWS
-        outside = tl.minimum(tl.maximum(outside, inside), end)
-        state = _zero(C.KEYS), _zero(C.KEYS), products
-        state = _gather(p, k, state, results, rows, batch, head, j, begin, inside, least, most, C, True)
-        state = _gather(p, k, state, results, rows, batch, head, j, inside, outside, least, most, C, False)
-        state = _gather(p, k, state, results, rows, batch, head, j, outside, end, least, most, C, True)
+        # Blocks from `inside` to `outside` lie in the range, and are inside.
+        begin = tl.maximum(first, least // C.ROWS)
+        end = tl.maximum(tl.minimum(last, tl.cdiv(most, C.ROWS)), begin)
+        inside = tl.minimum(tl.maximum(tl.maximum(inner, tl.cdiv(least, C.ROWS)), begin), end)
+        outside = tl.minimum(tl.maximum(tl.minimum(outer, most // C.ROWS), inside), end)
+        state = _zeros(C.ROWS, C.KEYS), _zeros(C.ROWS, C.KEYS), products
+        state = _gather(p, fetch, k, state, results, rows, batch, head, j, begin, inside, least, most, C, True)
+        state = _gather(p, fetch, k, state, results, rows, batch, head, j, inside, outside, least, most, C, False)
+        state = _gather(p, fetch, k, state, results, rows, batch, head, j, outside, end, least, most, C, True)
         found, peaks, products = state
-        whole += found
+        if sums is not None or not C.PEAK:
+            whole += tl.sum(found, 0)
         if cells is not None:
             at = cells + (tl.program_id(1).to(tl.int64) * cell_rows + cell) * p.keys + j
-            tl.store(at, peaks if C.PEAK else found, mask=j < p.keys)
+            tl.store(at, tl.reduce(peaks, 0, _larger) if C.PEAK else tl.sum(found, 0), mask=j < p.keys)
     if sums is not None:
         tl.store(sums + line.to(tl.int64) * p.keys + j, whole, mask=j < p.keys)
     if rows is not None:
@@ -827,11 +929,11 @@ def window_kernel(p, results, out, row_start, row_stop, key_start, key_stop, C: 
     i = row_start + tl.program_id(1) * C.ROWS + tl.arange(0, C.ROWS)
     j = key_start + tl.program_id(0) * C.KEYS + tl.arange(0, C.KEYS)
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
-    k = _of_keys(p.key, p, batch, head // p.group, j, C.D, C.DP, True)
-    s, _ = _score(_raw(q, k, C), p, batch, head, i[:, None], j[None, :], C)
+    k = _of_keys(p.key, None, p, batch, head // p.group, key_start + tl.program_id(0) * C.KEYS, C.D, C.DP, C, True)
+    s, _ = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
     there = i < row_stop
-    base, share = _rows_of_state(results, line.to(tl.int64) * p.queries + i, there, C)
-    w = _weights(s, base[:, None], share[:, None], C)
+    base, share = _rows_of_state(results, line.to(tl.int64) * p.queries + i, there, C, True)
+    w = _weights(s, base[:, None], C) * share[:, None]
     w = tl.where(_seen(p, batch, head, i[:, None], j[None, :], C), w, 0.0)
     at = out + (line.to(tl.int64) * (row_stop - row_start) + i - row_start)[:, None] * (key_stop - key_start)
     tl.store(at + (j - key_start)[None, :], w, mask=there[:, None] & (j < key_stop)[None, :])
