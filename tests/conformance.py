@@ -378,6 +378,21 @@ class Conformance:
         assert_close(ours, exact, 2 * FLOOR[dtype], "output")
         assert_reports_agree(report, exact_report, 1e-5)
 
+    @pytest.mark.parametrize("bad", [torch.inf, -torch.inf])
+    def test_infinite_scores_with_softcap(self, bad: float) -> None:
+        """A softcap bounds what is infinite, but it was no number that can be told."""
+        query, key, value = Case(Shape(1, 2, 2, 70, 70, 4, 4), dtype=self.dtypes[0]).tensors
+        key[0, 1, 33, 2] = bad
+        output, report = saccade.attention(
+            *(x.to(self.dtypes[0]) for x in (query, key, value)),
+            softcap=2.0,
+            statistics=[statistics.LogSumExp(), statistics.Entropy(), statistics.TopKeys(2), statistics.Received()],
+            backend=self.backend,
+        )
+        for found in (output, report.lse, report.entropy, report.top_keys.weights, report.received):
+            assert found[0, 1].isnan().all()
+            assert found[0, 0].isfinite().all()
+
     def test_large_scores(self) -> None:
         """Scores far beyond the range of exp, some rows all very negative."""
         shape = Shape(1, 2, 2, 70, 70, 16, 16)

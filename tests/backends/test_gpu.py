@@ -80,7 +80,7 @@ MASKS = ["none", "causal", "sinks-and-window", "dense", "not"]
 NOT_FINITE = (
     [*itertools.product(MASKS, [torch.nan, torch.inf, -torch.inf])]
     if CUDA
-    else [("dense", torch.nan), ("not", torch.inf), ("causal", -torch.inf)]
+    else [("dense", torch.nan), ("not", torch.inf), ("causal", -torch.inf), ("none", -torch.inf)]
 )
 
 
@@ -114,6 +114,7 @@ def test_kernels_compile_for_a_gpu():
         "spans",
         "columns",
         "cells",
+        "backward_start",
         "backward_keys",
         "backward_rows",
         "relative_bias",
