@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conformance import SHAPES, Case, Conformance, Shape
@@ -20,48 +19,7 @@ pytest.importorskip("triton", reason="triton is an extra: pip install 'saccade[g
 
 CUDA = torch.cuda.is_available()
 
-# The interpreter computes with NumPy, which warns of what a GPU computes without a word: log2 of 0, inf - inf.
-pytestmark = pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def _interpreted(monkeypatch):
-    """Have Triton interpret the kernels, where there is no GPU."""
-    if CUDA:
-        return
-    from triton.runtime import interpreter
-
-    def call(self, *arguments, **more):
-        if self.fn.__module__ not in _prepared:
-            _prepared.add(self.fn.__module__)
-            interpreter._patch_lang(self.fn)
-        return self.rewrite()(*arguments, **more)
-
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
-
-
-def _dot(builder, a, b, total, *_):
-    """A product of matrices. As on a GPU, its digits do not depend on which of the two is named first."""
-    from triton.runtime.interpreter import TensorHandle
-
-    del builder
-    product = a.data.astype(np.float64) @ b.data.astype(np.float64)
-    return TensorHandle((product + total.data).astype(total.data.dtype), total.dtype.scalar)
-
-
-# Modules whose functions the interpreter was prepared for. It does that in each call from kernel to function, and never
-# undoes it; that takes three quarters of the time.
-_prepared: set[str] = set()
-
-
-@pytest.fixture(autouse=True)
-def _on_gpu():
-    """Have tensors made on the GPU."""
-    torch.set_default_device("cuda" if CUDA else None)
-    yield
-    torch.set_default_device(None)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 # In the interpreter a tile takes milliseconds. One row past a block of 64, and two past two tiles of keys.

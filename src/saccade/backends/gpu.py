@@ -5,8 +5,7 @@ values, goes by columns: what each key receives, maps, and transposed products. 
 which the weights are computed again. No kernel adds to what another program writes, so that results are the same bits
 in each run.
 
-Tiles are not tuned while a program runs, but taken from a table (`_TILES`) that `benchmarks/gpu.py --tune` measures:
-a first call costs no more than its compilation, and two runs add up in the same order.
+`gpu_tiles.py` has the tiles that kernels are run with.
 """
 
 from __future__ import annotations
@@ -14,18 +13,21 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saccade.backends.contract import Backend, Forward, Gradients, Inputs, shared_stride, sink_gradient, unit_stride
+from saccade.backends.gpu_tiles import SMALLEST, Tiling, candidates, described, place_of, power
 from saccade.backends.tiled import LOG2_E, Tiled
+from saccade.errors import BackendError
 from saccade.masks import Dense, Intervals
 from saccade.scores import ALiBi, DenseBias, Problem, RelativeBias
 from saccade.statistics import (
@@ -87,79 +89,9 @@ def _modules() -> tuple[ModuleType, ModuleType]:
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
-# ---------------------------------------------------------------------------------------- tiles
-
-
-class Tiling(NamedTuple):
-    """How a kernel is run: queries and keys of a tile, warps of a program, tiles that are fetched ahead, and whether the
-    tensor memory accelerator fetches them."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
-    descriptors: bool = False
-
-
-# By kernel, bytes of a number, and the width of a head as a power of two. Measured on: nothing yet.
-_TILES: dict[tuple[str, int, int], Tiling] = {
-    ("rows", 2, 64): Tiling(128, 128, 8, 3, True),
-    ("rows", 2, 128): Tiling(128, 64, 8, 3, True),
-    ("rows", 2, 256): Tiling(64, 32, 4, 2, True),
-    ("rows", 4, 64): Tiling(64, 64, 4, 2, True),
-    ("rows", 4, 128): Tiling(64, 32, 4, 2, True),
-    ("rows", 4, 256): Tiling(32, 32, 4, 1, True),
-    ("few", 2, 64): Tiling(16, 128, 4, 3, True),
-    ("few", 2, 128): Tiling(16, 64, 4, 3, True),
-    ("few", 2, 256): Tiling(16, 32, 4, 3, True),
-    ("few", 4, 64): Tiling(16, 64, 4, 3, True),
-    ("few", 4, 128): Tiling(16, 32, 4, 3, True),
-    ("few", 4, 256): Tiling(16, 32, 4, 2, True),
-    ("columns", 2, 64): Tiling(128, 128, 8, 3, True),
-    ("columns", 2, 128): Tiling(64, 128, 8, 3, True),
-    ("columns", 2, 256): Tiling(64, 64, 4, 2, True),
-    ("columns", 4, 64): Tiling(64, 64, 4, 2, True),
-    ("columns", 4, 128): Tiling(32, 64, 4, 2, True),
-    ("columns", 4, 256): Tiling(32, 32, 4, 1, True),
-    ("backward_keys", 2, 64): Tiling(64, 128, 8, 3, True),
-    ("backward_keys", 2, 128): Tiling(32, 128, 8, 2, True),
-    ("backward_keys", 2, 256): Tiling(32, 32, 4, 1, True),
-    ("backward_keys", 4, 64): Tiling(32, 64, 4, 2, True),
-    ("backward_keys", 4, 128): Tiling(32, 32, 4, 1, True),
-    ("backward_keys", 4, 256): Tiling(16, 32, 4, 1, True),
-    ("backward_rows", 2, 64): Tiling(128, 64, 8, 3, True),
-    ("backward_rows", 2, 128): Tiling(128, 64, 8, 2, True),
-    ("backward_rows", 2, 256): Tiling(32, 32, 4, 1, True),
-    ("backward_rows", 4, 64): Tiling(64, 32, 4, 2, True),
-    ("backward_rows", 4, 128): Tiling(32, 32, 4, 1, True),
-    ("backward_rows", 4, 256): Tiling(32, 16, 4, 1, True),
-}
-_SMALLEST = 16  # rows, keys and widths of a product of matrices
-
-
-def tiling(kernel: str, dtype: torch.dtype, width: int) -> Tiling:
-    """The tiles of a kernel for numbers of a type, and a width that is a power of two."""
-    return _TILES[kernel, dtype.itemsize, max(64, width)]
-
-
-def _is_described(x: Tensor) -> bool:
-    """Whether a tensor's rows begin where the tensor memory accelerator (compute capability 9.0) can fetch them."""
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
-        return False
-    whole = x.numel() > 0 and x.stride(-1) == 1 and x.data_ptr() % _ALIGNMENT == 0
-    return whole and all(step > 0 and step * x.itemsize % _ALIGNMENT == 0 for step in x.stride()[:-1])
-
-
-_ALIGNMENT = 16  # bytes
-
-
-def _power(n: int) -> int:
-    """The smallest power of two that holds n, at least `_SMALLEST`."""
-    return max(_SMALLEST, 1 << max(n - 1, 0).bit_length())
 
 
 # ---------------------------------------------------------------------------------------- the backend
@@ -287,9 +219,9 @@ class _Run:
         # What every kernel is compiled for.
         self.form = self.kernels.Form(
             D=width,
-            DP=_power(width),
+            DP=power(width),
             DV=1,
-            DVP=_SMALLEST,
+            DVP=SMALLEST,
             ROWS=0,
             KEYS=0,
             MASK=0 if problem.mask is None else 1 if isinstance(problem.mask, Intervals) else 2,
@@ -328,11 +260,11 @@ class _Run:
 
     def _descriptor(self, x: Tensor | None, tiles: Tiling, count: int) -> Any:
         """What the tensor memory accelerator fetches blocks of `count` rows by, if they are to be fetched so."""
-        if x is None or not tiles.descriptors or not _is_described(x) or self.inputs.pages is not None:
+        if x is None or not tiles.descriptors or not described(x) or self.inputs.pages is not None:
             return None
         from triton.tools.tensor_descriptor import TensorDescriptor
 
-        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, count, _power(x.shape[-1])])
+        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, count, power(x.shape[-1])])
 
     def _packed(self, value: Tensor | None) -> Any:
         """The problem, with these values."""
@@ -404,11 +336,22 @@ class _Run:
         if min(grid) > 0:
             self.kernel(name)[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True)
 
-    def _tiles(self, kernel: str, width: int = 0) -> Tiling:
-        tiles = tiling(kernel, self.dtype, _power(max(width, self.query.shape[-1])))
+    def _fit(self, kernel: str, width: int, run: Callable[[Tiling], None]) -> None:
+        """Run a kernel with the first tiles that fit into the GPU's shared memory; `width` is that of values."""
+        from triton.runtime.errors import OutOfResources
+
+        place = place_of(kernel, self.dtype, max(width, self.query.shape[-1]))
+        for tiles in candidates(place, self.query.device):
+            try:
+                return run(self._slimmed(tiles))
+            except OutOfResources:
+                continue
+        raise BackendError(f"backend 'gpu': no tiles of kernel {kernel!r} fit into the shared memory of this GPU")
+
+    def _slimmed(self, tiles: Tiling) -> Tiling:
+        """Smaller tiles where numbers for each pair are fetched ahead as well, and have to lie in shared memory."""
         if self.form.MASK == 2 or self.form.BIAS in {1, 3}:  # noqa: PLR2004
-            # What is read for each pair is fetched ahead as well, and has to lie in shared memory.
-            tiles = tiles._replace(keys=max(_SMALLEST, tiles.keys // 2), stages=min(tiles.stages, 2))
+            return tiles._replace(keys=max(SMALLEST, tiles.keys // 2), stages=min(tiles.stages, 2))
         return tiles
 
     # ------------------------------------------------------------------------------------ by rows
@@ -476,58 +419,74 @@ class _Run:
         offset = asked["distance"][0].offset if distance is not None else 0  # type: ignore[attr-defined]
         if output is not None and value is None:
             value = self.value
-        self._rows_pass(results, offset, top, output, value, product)
-
-    def _rows_pass(
-        self, results: Any, offset: int, top: int, output: Tensor | None, value: Tensor | None, product: str | None
-    ) -> None:
-        lengths, group = self.inputs.lengths, self.inputs.group
         width = 1 if output is None else output.shape[-1]
-        few = lengths.queries * group <= _SMALLEST
-        tiles = self._tiles("few" if few else "rows", width)
-        lines = self.lines // group if few else self.lines
-        blocks = -(-lengths.queries * (group if few else 1) // tiles.rows)
-        form = self._form(
-            tiles,
-            width,
+        form = self.form._replace(
             PRODUCT=product or self.form.PRECISION,
-            ENTROPY=results.entropy is not None,
-            DISTANCE=results.distance is not None,
+            ENTROPY=entropy is not None,
+            DISTANCE=distance is not None,
             TOP=top,
             K=0 if top == 0 else 1 << (top - 1).bit_length(),
-            PACKED=few,
+            PACKED=self.inputs.lengths.queries * self.inputs.group <= SMALLEST,
         )
+        run = partial(self._rows_pass, results, offset, form, output, value, width)
+        self._fit("few" if form.PACKED else "rows", width, run)
+
+    def _rows_pass(
+        self,
+        results: Any,
+        offset: int,
+        form: Any,
+        output: Tensor | None,
+        value: Tensor | None,
+        width: int,
+        tiles: Tiling,
+    ) -> None:
+        """The pass, in one go or, where there are too few rows for all processors, with its keys split."""
+        lengths = self.inputs.lengths
+        members = self.inputs.group if form.PACKED else 1  # heads whose rows are of one block
+        blocks, lines = -(-lengths.queries * members // tiles.rows), self.lines // members
+        form = self._form(tiles, width, form)
         packed = self._packed(value)
+        packed = (packed, self._descriptor(self.key, tiles, tiles.keys), self._descriptor(value, tiles, tiles.keys))
         out = None if output is None else self._operand(output)
         share = self._share_of_keys(blocks * lines, tiles)
-        fetch = self._descriptor(self.key, tiles, tiles.keys), self._descriptor(value, tiles, tiles.keys)
+        programs = blocks * lines
+        if tiles.persistent:
+            programs = min(programs, processors(self.query.device))
         if output is None or results.given is not None or share >= lengths.keys:
-            self._launch("rows", (blocks, lines), tiles, packed, *fetch, out, results, offset, 0, form)
+            self._launch("rows", (programs,), tiles, *packed, out, results, offset, 0, blocks, lines, form)
             return
         splits = -(-lengths.keys // share)
+        parts = self._parts(splits, results, form)
         sums = self.new_rows(splits, self._rows, width)
-        parts = self.kernels.Results(
-            self._rows,
-            top=self.new_rows(splits, self._rows),
-            share=self.new_rows(splits, self._rows),
-            entropy=None if results.entropy is None else self.new_rows(splits, self._rows),
-            distance=None if results.distance is None else self.new_rows(splits, self._rows),
-            top_weight=None if top == 0 else self.new_rows(splits, self._rows, form.K),
-            top_index=None if top == 0 else self.new_rows(splits, self._rows, form.K).int(),
-        )
-        grid = (blocks, lines, splits)
-        self._launch("rows", grid, tiles, packed, *fetch, sums, parts, offset, share, form._replace(SPLIT=True))
+        split = form._replace(SPLIT=True)
+        grid = (programs, splits)
+        self._launch("rows", grid, tiles, *packed, sums, parts, offset, share, blocks, lines, split)
         held = 1 << (splits - 1).bit_length()
-        self._launch("merge", (self._rows,), _MERGING, packed, sums, parts, out, results, splits, form, held)
+        self._launch("merge", (self._rows,), _MERGING, packed[0], sums, parts, out, results, splits, form, held)
 
-    def _form(self, tiles: Tiling, width: int, **others: Any) -> Any:
+    def _parts(self, splits: int, results: Any, form: Any) -> Any:
+        """Memory for what `rows_kernel` leaves of each split."""
+        new = partial(self.new_rows, splits, self._rows)
+        return self.kernels.Results(
+            self._rows,
+            top=new(),
+            share=new(),
+            entropy=None if results.entropy is None else new(),
+            distance=None if results.distance is None else new(),
+            top_weight=new(form.K) if form.TOP else None,
+            top_index=new(form.K).to(torch.int32) if form.TOP else None,
+        )
+
+    def _form(self, tiles: Tiling, width: int, form: Any = None) -> Any:
         """What a kernel is compiled for: `width` is that of values, or of what stands for them."""
-        return self.form._replace(ROWS=tiles.rows, KEYS=tiles.keys, DV=width, DVP=_power(width), **others)
+        form = self.form if form is None else form
+        return form._replace(ROWS=tiles.rows, KEYS=tiles.keys, DV=width, DVP=power(width))
 
     def _share_of_keys(self, programs: int, tiles: Tiling) -> int:
         """Keys that a program looks at, if as many are to run as there are processors, twice over."""
         keys = max(self.inputs.lengths.keys, 1)
-        splits = max(1, min(2 * _processors(self.query.device) // max(programs, 1), keys // (2 * tiles.keys)))
+        splits = max(1, min(2 * processors(self.query.device) // max(programs, 1), keys // (2 * tiles.keys)))
         return -(-keys // (splits * tiles.keys)) * tiles.keys
 
     def mass(self, statistic: Mass, result: Tensor, given: Tensor | None) -> None:
@@ -617,21 +576,23 @@ class _Run:
         precision: str | None = None,
     ) -> None:
         """A pass by columns; see `gpu_kernels.columns_kernel`."""
-        lengths = self.inputs.lengths
+        lengths, packed = self.inputs.lengths, self._packed(None)
         width = 1 if rows is None else rows.shape[-1]
-        tiles = self._tiles("columns", width)
         cell_rows = 1 if cells is None else cells.shape[1]
-        if cells is not None:  # blocks of rows that are not much higher than a cell
-            tiles = tiles._replace(rows=min(tiles.rows, _power(-(-lengths.queries // max(cell_rows, 1)))))
-        spans = self._spans(tiles)
         lines = self.lines if cells is None else cells.shape[0]
-        grid = (-(-lengths.keys // tiles.keys), lines)
-        form = self._form(tiles, width, PEAK=peak, PRODUCT=precision or self.form.PRECISION)
         operand = None if rows is None else self._operand(rows)
         edges = cell_bounds(lengths.queries, cell_rows, self.query.device).int()
-        fetch = self._descriptor(self.query, tiles, tiles.rows), self._descriptor(rows, tiles, tiles.rows)
-        arguments = (*fetch, known, operand, product, sums, cells, edges, cell_rows, spans, part)
-        self._launch("columns", grid, tiles, self._packed(None), *arguments, form)
+        form = self.form._replace(PEAK=peak, PRODUCT=precision or self.form.PRECISION)
+
+        def run(tiles: Tiling) -> None:
+            if cells is not None:  # blocks of rows that are not much higher than a cell
+                tiles = tiles._replace(rows=min(tiles.rows, power(-(-lengths.queries // max(cell_rows, 1)))))
+            fetch = self._descriptor(self.query, tiles, tiles.rows), self._descriptor(rows, tiles, tiles.rows)
+            arguments = (known, operand, product, sums, cells, edges, cell_rows, self._spans(tiles), part)
+            grid = (-(-lengths.keys // tiles.keys), lines)
+            self._launch("columns", grid, tiles, packed, *fetch, *arguments, self._form(tiles, width, form))
+
+        self._fit("columns", width, run)
 
     def _spans(self, tiles: Tiling) -> Any:
         """Which blocks of rows each tile of keys has to look at."""
@@ -642,7 +603,7 @@ class _Run:
             return self._known_spans[size]
         batch, heads = mask.starts.shape[:2]
         blocks, tiles_of_keys = -(-lengths.queries // tiles.rows), -(-lengths.keys // tiles.keys)
-        new = functools.partial(torch.empty, dtype=torch.int32, device=self.query.device)
+        new = partial(torch.empty, dtype=torch.int32, device=self.query.device)
         bounds, spans = new(batch, heads, blocks, mask.runs, 4), new(batch, heads, tiles_of_keys, 4)
         packed = self._packed(None)
         self._launch("bounds", (blocks, batch * heads), _MERGING, packed, bounds, tiles.rows)
@@ -656,12 +617,15 @@ class _Run:
         lengths = self.inputs.lengths
         rows, columns = queries.stop - queries.start, keys.stop - keys.start
         result = self.new_rows(lengths.batch, lengths.heads, max(rows, 0), max(columns, 0))
-        tiles = self._tiles("columns")
         results = self.kernels.Results(self._rows, lse=lse)
-        grid = (-(-columns // tiles.keys), -(-rows // tiles.rows), self.lines)
         bounds = (queries.start, queries.stop, keys.start, keys.stop)
-        form = self._form(tiles, 1)
-        self._launch("window", grid, tiles, self._packed(None), results, result, *bounds, form)
+        packed = self._packed(None)
+
+        def run(tiles: Tiling) -> None:
+            grid = (-(-columns // tiles.keys), -(-rows // tiles.rows), self.lines)
+            self._launch("window", grid, tiles, packed, results, result, *bounds, self._form(tiles, 1))
+
+        self._fit("columns", 1, run)
         return result
 
     # ------------------------------------------------------------------------------------ backward
@@ -683,49 +647,59 @@ class _Run:
         arguments = (base, delta, grad)
         query_grad, key_grad, value_grad = (self._operand(x) for x in grads)
         scale = self.problem.scale
-        tiles = self._tiles("backward_keys", width)
-        grid, form = (-(-lengths.keys // tiles.keys), self.lines // self.inputs.group), self._form(tiles, width)
-        fetch = [self._descriptor(x, tiles, tiles.rows) for x in (self.query, grad_output)]
-        self._launch("backward_keys", grid, tiles, packed, *fetch, *arguments, key_grad, value_grad, self._spans(tiles), scale, form)
-        tiles = self._tiles("backward_rows", width)
-        grid, form = (-(-lengths.queries // tiles.rows), self.lines), self._form(tiles, width, BIAS_GRAD=ends)
-        fetch = [self._descriptor(x, tiles, tiles.keys) for x in (self.key, self.value)]
-        self._launch("backward_rows", grid, tiles, packed, *fetch, *arguments, query_grad, low, high, scale, form)
+
+        def by_keys(tiles: Tiling) -> None:
+            grid = (-(-lengths.keys // tiles.keys), self.lines // self.inputs.group)
+            fetch = [self._descriptor(x, tiles, tiles.rows) for x in (self.query, grad_output)]
+            rest = (key_grad, value_grad, self._spans(tiles), scale, self._form(tiles, width))
+            self._launch("backward_keys", grid, tiles, packed, *fetch, *arguments, *rest)
+
+        def by_rows(tiles: Tiling) -> None:
+            grid = (-(-lengths.queries // tiles.rows), self.lines)
+            fetch = [self._descriptor(x, tiles, tiles.keys) for x in (self.key, self.value)]
+            form = self._form(tiles, width)._replace(BIAS_GRAD=ends)
+            self._launch("backward_rows", grid, tiles, packed, *fetch, *arguments, query_grad, low, high, scale, form)
+
+        self._fit("backward_keys", width, by_keys)
+        self._fit("backward_rows", width, by_rows)
         bias_grad = None
         if isinstance(bias, DenseBias):
-            bias_grad = self._dense_bias(bias, tiles, (packed, *arguments), form)
+            bias_grad = self._dense_bias(bias, (packed, *arguments))
         elif isinstance(bias, ALiBi):
             assert low is not None
             bias_grad = low.sum(-1)
         elif isinstance(bias, RelativeBias):
-            bias_grad = self._relative_bias(bias, (low, high), (packed, *arguments), form)
+            bias_grad = self._relative_bias(bias, (low, high), (packed, *arguments))
         if bias is not None and bias_grad is not None:
             bias_grad = bias_grad.sum_to_size(bias.values.shape).to(bias.values.dtype)
         return Gradients(grads[0], grads[1], grads[2], bias_grad, None)
 
-    def _dense_bias(self, bias: DenseBias, tiles: Tiling, arguments: tuple[Any, ...], form: Any) -> Tensor:
+    def _dense_bias(self, bias: DenseBias, arguments: tuple[Any, ...]) -> Tensor:
         lengths, values = self.inputs.lengths, bias.values
         result = torch.zeros(values.shape, dtype=torch.float32, device=values.device)
         batch, heads, rows, keys = values.shape
-        blocks, tiles_of_keys = -(-lengths.queries // tiles.rows), -(-lengths.keys // tiles.keys)
-        shared = (
-            lengths.batch // max(batch, 1),
-            lengths.heads // max(heads, 1),
-            blocks if rows == 1 else 1,
-            tiles_of_keys if keys == 1 else 1,
-        )
-        grid = (1 if keys == 1 else tiles_of_keys, 1 if rows == 1 else blocks, batch * heads)
-        form = form._replace(SUM_ROWS=rows == 1, SUM_KEYS=keys == 1)
-        self._launch("dense_bias", grid, tiles, *arguments, self._bias(result), *shared, form)
+        out, width = self._bias(result), self.value.shape[-1]
+
+        def run(tiles: Tiling) -> None:
+            blocks, tiles_of_keys = -(-lengths.queries // tiles.rows), -(-lengths.keys // tiles.keys)
+            shared = (
+                lengths.batch // max(batch, 1),
+                lengths.heads // max(heads, 1),
+                blocks if rows == 1 else 1,
+                tiles_of_keys if keys == 1 else 1,
+            )
+            grid = (1 if keys == 1 else tiles_of_keys, 1 if rows == 1 else blocks, batch * heads)
+            form = self._form(tiles, width)._replace(SUM_ROWS=rows == 1, SUM_KEYS=keys == 1)
+            self._launch("dense_bias", grid, tiles, *arguments, out, *shared, form)
+
+        self._fit("backward_rows", width, run)
         return result
 
-    def _relative_bias(
-        self, bias: RelativeBias, ends: tuple[Tensor | None, ...], arguments: tuple[Any, ...], form: Any
-    ) -> Tensor:
+    def _relative_bias(self, bias: RelativeBias, ends: tuple[Tensor | None, ...], arguments: tuple[Any, ...]) -> Tensor:
         lengths, count = self.inputs.lengths, bias.values.shape[-1]
         blocks = -(-lengths.queries // _BAND)
         parts = torch.zeros(lengths.batch, lengths.heads, blocks, count, device=self.query.device)
-        form = form._replace(ROWS=_BAND)
+        form = self._form(_MERGING._replace(rows=_BAND), self.value.shape[-1])
         self._launch("relative_bias", (blocks, self.lines), _MERGING, *arguments, parts, form)
         result = parts.double().sum(-2)
         for place, end in zip((0, -1), ends, strict=True):

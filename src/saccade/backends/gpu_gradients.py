@@ -31,7 +31,7 @@ from saccade.backends.gpu_kernels import (
 
 @triton.jit
 def backward_start_kernel(p, output, grad, lse, grad_lse, base, delta, C: tl.constexpr):
-    """Of each row what is subtracted: from its scores `base`, from the products of the gradient with its values `delta`.
+    """What is subtracted of each row: `base` from its scores, `delta` from the products of its gradient with values.
 
     delta = sum(dO * O) (FlashAttention-2, arXiv 2307.08691, algorithm 2), less the gradient of the lse.
 
@@ -155,9 +155,7 @@ def _from_keys(
 
 
 @triton.jit
-def backward_rows_kernel(
-    p, key_blocks, value_blocks, base, delta, grad, query_grad, low, high, scale, C: tl.constexpr
-):
+def backward_rows_kernel(p, key_blocks, value_blocks, base, delta, grad, query_grad, low, high, scale, C: tl.constexpr):
     """Gradients of blocks of queries.
 
     Args:

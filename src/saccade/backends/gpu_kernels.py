@@ -389,8 +389,8 @@ def _look(
 ):
     """Have a block of rows look at tiles of keys, and add up what they see (online softmax, arXiv 1805.02867).
 
-    The state: sum of w v, largest score m, sum of w, largest magnitude of a dot product, sum of w log2 w, sum of w times
-    distance, top scores (with RAW dot products), their keys; w = exp(s - m).
+    The state: sum of w v, largest score m, sum of w, largest magnitude of a dot product, sum of w log2 w, sum of w
+    times distance, top scores (with RAW dot products), their keys; w = exp(s - m).
     """
     acc, m, total, high, bits, far, best, at = state
     for tile in range(first, stop):
@@ -485,27 +485,19 @@ def _look_everywhere(
 
 
 @triton.jit
-def rows_kernel(p, key_blocks, value_blocks, out, results, offset, share, C: tl.constexpr):
-    """Blocks of rows: the output, and what is asked of each row. A program has one block, and with SPLIT some keys.
-
-    Args:
-        out: an `Operand`, or with SPLIT memory for sums ``(splits, B, H, Nq, DV)``; not looked at without values.
-        results: a `Results`; those asked for are pointers.
-        offset: position of the first query among the keys, for distances.
-        share: keys of a program, with SPLIT.
-    """
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first, under a causal mask
+def _block_of_rows(p, fetch, out, results, offset, share, block, line, C: tl.constexpr):
+    """One block of rows of a batch element and head (with PACKED a key head), `line`: see `rows_kernel`."""
     row = block * C.ROWS + tl.arange(0, C.ROWS)
     if C.PACKED:
         key_heads = p.heads // p.group
-        batch, key_head = tl.program_id(1) // key_heads, tl.program_id(1) % key_heads
+        batch, key_head = line // key_heads, line % key_heads
         there = row < p.queries * p.group
         row = tl.minimum(row, p.queries * p.group - 1)
         head, i = key_head * p.group + row // p.queries, row % p.queries
     else:
-        batch = tl.program_id(1) // p.heads
-        head = tl.program_id(1) % p.heads + row * 0
-        key_head = (tl.program_id(1) % p.heads) // p.group
+        batch = line // p.heads
+        head = line % p.heads + row * 0
+        key_head = (line % p.heads) // p.group
         there = row < p.queries
         i = tl.minimum(row, p.queries - 1)
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, False)
@@ -518,9 +510,8 @@ def rows_kernel(p, key_blocks, value_blocks, out, results, offset, share, C: tl.
     start = acc, m, zero, zero, zero, zero, best, _zeros(C.ROWS, KS).to(tl.int32) - 1
     least, most = 0, p.keys
     if C.SPLIT:
-        least = tl.program_id(2) * share
+        least = tl.program_id(1) * share
         most = tl.minimum(p.keys, least + share)
-    fetch = key_blocks, value_blocks
     state = _look_everywhere(p, fetch, q, start, batch, head, key_head, i, least, most, offset, C, False)
     acc, m, total, high, bits, far, best, keys = state
     total = tl.where(high == INFINITY, float("nan"), total)
@@ -532,7 +523,7 @@ def rows_kernel(p, key_blocks, value_blocks, out, results, offset, share, C: tl.
     place = (batch * p.heads + head).to(tl.int64) * p.queries + i
     if C.SPLIT:
         column = tl.arange(0, C.DVP)
-        place = place + tl.program_id(2).to(tl.int64) * results.rows
+        place = place + tl.program_id(1).to(tl.int64) * results.rows
         at = out + place[:, None] * C.DV + column[None, :]
         tl.store(at, acc, mask=there[:, None] & (column < C.DV)[None, :])
         tl.store(results.top + place, m, mask=there)
@@ -560,6 +551,25 @@ def rows_kernel(p, key_blocks, value_blocks, out, results, offset, share, C: tl.
         _store_rows(results, place, there, m, lse, weight, total, bits, far, C)
         if C.TOP > 0:
             _store_top(results, place, there, m, weight, _in_unit(best, p, C), keys, C)
+
+
+@triton.jit
+def rows_kernel(p, key_blocks, value_blocks, out, results, offset, share, blocks, lines, C: tl.constexpr):
+    """Blocks of rows: the output, and what is asked of each row. With SPLIT a program looks at some of the keys.
+
+    Args:
+        key_blocks, value_blocks: descriptors of keys and values, or None.
+        out: an `Operand`, or with SPLIT memory for sums ``(splits, B, H, Nq, DV)``; not looked at without values.
+        results: a `Results`; those asked for are pointers.
+        offset: position of the first query among the keys, for distances.
+        share: keys of a program, with SPLIT.
+        blocks, lines: how many blocks there are, for each of so many lines; where there are fewer programs, each takes
+            one after the other.
+    """
+    fetch = key_blocks, value_blocks
+    for task in range(tl.program_id(0), blocks * lines, tl.num_programs(0)):
+        block = blocks - 1 - task % blocks  # the longest first, under a causal mask
+        _block_of_rows(p, fetch, out, results, offset, share, block, task // blocks, C)
 
 
 class Results(NamedTuple):
@@ -803,7 +813,7 @@ def _rows_of_state(results, place, there, C: tl.constexpr, CHECKED: tl.constexpr
 
 @triton.jit
 def _base_of(lse, C: tl.constexpr):
-    """What is subtracted from a row's scores in their unit: its lse, and infinity where that is -inf, so that weights are 0."""
+    """What is subtracted from a row's scores, in their unit: its lse; where that is -inf, infinity: weights are 0."""
     base = tl.where(lse == -INFINITY, INFINITY, lse)
     if C.BIAS == 0:
         base = base * LOG2_E

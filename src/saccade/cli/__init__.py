@@ -7,7 +7,7 @@ why), 130 interrupted, 141 whoever read our output left.
 
 # In the order in which --help lists them.
 # isort: off
-from saccade.cli import show, explore, export, senses, contributions, heads, ablate, traces, doctor  # noqa: F401
+from saccade.cli import show, explore, export, senses, contributions, heads, ablate, traces, tune, doctor  # noqa: F401
 
 # isort: on
 from saccade.cli.app import main

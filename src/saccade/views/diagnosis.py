@@ -91,11 +91,24 @@ def _gpu() -> str:
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return f"{', '.join(names)} (CUDA {torch.version.cuda})"
+        return f"{', '.join(names)} (CUDA {torch.version.cuda}); {_tiles()}"
     if torch.backends.mps.is_available():
         return "Apple GPU (mps)"
     built = torch.version.cuda or torch.version.hip
     return f"none found; torch is built for {built}" if built else "none; this torch is built for the CPU only"
+
+
+def _tiles() -> str:
+    """Where the tiles of the GPU kernels come from."""
+    import torch
+
+    from saccade.backends import gpu, gpu_tiles
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    if gpu.unavailable(device) is not None:
+        return "no kernels of ours"
+    count = len(gpu_tiles.tuned(device))
+    return f"{count} kernels tuned here" if count else "tiles from the table: saccade tune measures them"
 
 
 def _extras() -> Iterator[tuple[str, str]]:
