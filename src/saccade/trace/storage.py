@@ -5,6 +5,8 @@ Both take rows one by one and give them back alike, so that a recording and a tr
 
 from __future__ import annotations
 
+import functools
+from collections import deque
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,26 +90,30 @@ class MemoryEntry:
 
     def __init__(self, sink: MemorySink) -> None:
         self._sink = sink
+        self._copies = Copies()
+        self._underway: dict[str, list[Copy]] = {}
         self._rows: dict[str, list[Tensor]] = {}
         self._arrays: dict[str, Values] = {}
 
     def append(self, path: str, row: Tensor) -> None:
         """See `Open`."""
-        self._rows.setdefault(path, []).append(on_host(row))
+        self._underway.setdefault(path, []).append(self._copies.take(row))
 
     def put(self, path: str, array: Values) -> None:
         """See `Open`."""
-        self._arrays[path] = on_host(array) if isinstance(array, Tensor) else array
+        self._arrays[path] = self._copies.take(array).wait() if isinstance(array, Tensor) else array
 
     def finish(self, metadata: EntryMetadata) -> MemoryEntry:
         """See `Open`."""
         self.metadata = metadata
+        self._rows = {path: [copy.wait() for copy in copies] for path, copies in self._underway.items()}
+        self._underway.clear()
         self._sink.finished.append(self)
         return self
 
     def discard(self) -> None:
         """See `Open`."""
-        self._rows.clear()
+        self._underway.clear()
         self._arrays.clear()
 
     def read(self, path: str, index: Index = ()) -> Values:
@@ -133,6 +139,82 @@ def as_stored(values: Values) -> NDArray[Any]:
     return values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
 
 
-def on_host(x: Tensor) -> Tensor:
-    """A copy in main memory that nobody else writes to."""
-    return x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+# ---------------------------------------------------------------------------------------- copies in main memory
+
+
+class Copy:
+    """A tensor's numbers in main memory, where nobody else writes to them; they may be on their way still."""
+
+    def __init__(self, numbers: Tensor, ready: torch.cuda.Event | None = None) -> None:
+        self._numbers, self._ready = numbers, ready
+
+    @property
+    def is_underway(self) -> bool:
+        """Whether nobody has waited for it yet."""
+        return self._ready is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return self._numbers.nbytes
+
+    def wait(self) -> Tensor:
+        """The numbers, once they are there."""
+        if self._ready is not None:
+            self._ready.synchronize()
+            self._numbers, self._ready = self._numbers.clone(), None  # out of page-locked memory
+        return self._numbers
+
+
+class Copies:
+    """Makes copies in main memory.
+
+    What lies on a GPU goes by a stream of its own, into page-locked memory: neither the program nor the model's next
+    kernel waits for it. When more than `MOST_UNDERWAY` bytes are on their way, the oldest are waited for.
+    """
+
+    def __init__(self) -> None:
+        self._underway: deque[Copy] = deque()
+        self._bytes = 0
+
+    def take(self, x: Tensor) -> Copy:
+        """A copy of what the tensor holds now."""
+        x = x.detach()
+        if not is_remote(x):
+            return Copy(x.to("cpu", copy=True, memory_format=torch.contiguous_format))
+        copy = fetch(x)
+        self._underway.append(copy)
+        self._bytes += copy.nbytes
+        while self._underway and (self._bytes > MOST_UNDERWAY or not self._underway[0].is_underway):
+            oldest = self._underway.popleft()
+            oldest.wait()
+            self._bytes -= oldest.nbytes
+        return copy
+
+
+MOST_UNDERWAY = 256 << 20
+
+
+def is_remote(x: Tensor) -> bool:
+    """Whether a tensor's numbers have to be fetched from a GPU."""
+    return x.is_cuda
+
+
+def fetch(x: Tensor) -> Copy:
+    """Start the copy of a tensor on a GPU, of what it holds when all that its stream was given is done."""
+    with torch.cuda.device(x.device):
+        side = _side_stream(x.device)
+        # A copy on the GPU first, in the stream's order: the model may write to the tensor next.
+        source = x.clone(memory_format=torch.contiguous_format)
+        side.wait_stream(torch.cuda.current_stream())
+        numbers = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)
+        with torch.cuda.stream(side):
+            numbers.copy_(source, non_blocking=True)
+            source.record_stream(side)
+            ready = side.record_event()
+    return Copy(numbers, ready)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -35,7 +35,7 @@ from saccade.trace.layout import (
 from saccade.trace.metadata import Array, EntryMetadata, TraceMetadata, digest, name_of, stored
 from saccade.trace.reading import LocalFiles, StoredEntry, StoredTrace, read_root
 from saccade.trace.shards import need_codecs, pack, shard_name
-from saccade.trace.storage import Arrays, Values, as_stored, on_host
+from saccade.trace.storage import Arrays, Copies, Copy, Values, as_stored
 
 FLUSH_BYTES = 8 << 20
 LOCK = ".lock"
@@ -211,14 +211,15 @@ class DiskEntry:
     def __init__(self, sink: DiskSink, index: int) -> None:
         self._sink, self._index = sink, index
         self._path = sink.path / entry_path(index)
-        self._waiting: dict[str, list[Tensor]] = {}
+        self._copies = Copies()
+        self._waiting: dict[str, list[Copy]] = {}
         self._shards: dict[str, _RowsOnDisk] = {}
         self._whole: dict[str, Values] = {}
 
     def append(self, path: str, row: Tensor) -> None:
         """See `Open`."""
         rows = self._waiting.setdefault(path, [])
-        rows.append(on_host(row))
+        rows.append(self._copies.take(row))
         started = self._shards.get(path)
         enough = len(rows) * _bytes(row) >= FLUSH_BYTES if started is None else len(rows) == started.rows_in_shard
         if enough:
@@ -227,7 +228,7 @@ class DiskEntry:
 
     def put(self, path: str, array: Values) -> None:
         """See `Open`."""
-        self._whole[path] = on_host(array) if isinstance(array, Tensor) else array
+        self._whole[path] = self._copies.take(array).wait() if isinstance(array, Tensor) else array
 
     def finish(self, metadata: EntryMetadata) -> StoredEntry:
         """See `Open`."""
@@ -254,7 +255,7 @@ class DiskEntry:
         if not rows:
             return
         written = self._shards.setdefault(path, _RowsOnDisk(self._path / path, len(rows)))
-        written.append(rows)
+        written.append([row.wait() for row in rows])
         rows.clear()
 
 
