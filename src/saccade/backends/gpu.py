@@ -68,6 +68,10 @@ def unavailable(device: torch.device) -> str | None:
     return _unavailable(device)
 
 
+# What torch.compiler.assume_constant_result sets, which would import the compiler: a graph takes the answer as it is.
+unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
+
+
 @functools.cache
 def _unavailable(device: torch.device) -> str | None:
     if device.type not in {"cuda", "cpu"} or torch.version.hip is not None:
