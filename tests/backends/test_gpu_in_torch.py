@@ -153,6 +153,53 @@ def test_deterministic_algorithms():
         assert torch.equal(one, other)
 
 
+# ---------------------------------------------------------------------------------------- models
+
+
+def looked_into(model, ids):
+    """What a model says, and what it attended to, by each of the doors."""
+    asked = [statistics.Entropy(), statistics.TopKeys(3), statistics.Received(), statistics.Map(4)]
+    with torch.no_grad(), saccade.attach(model):
+        found = [model(input_ids=ids, output_attentions=True)]
+    with torch.no_grad(), saccade.observe(model, asked) as observation:
+        model(input_ids=ids)
+    with torch.no_grad(), saccade.record(model, keep="qk") as trace:
+        model(input_ids=ids)
+    reports = [call.report for call in observation.calls]
+    pattern = found[0].attentions[-1]
+    rows = torch.randn(*pattern.shape[:3], 3, generator=torch.Generator().manual_seed(0)).to(pattern.device)
+    return [
+        found[0][0],
+        *(weights.dense() for weights in found[0].attentions),
+        *(x for report in reports for x in (report.entropy, report.top_keys.weights, report.received, report.map)),
+        pattern[:, :, 3:9, :7],
+        pattern.received(),
+        pattern @ rows,
+        pattern.mT @ rows,
+        trace[0, trace.sites[-1]].pattern[:, :, 3:9, :7],
+        *(trace[0, site].statistics.entropy for site in trace.sites),
+    ]
+
+
+@pytest.mark.parametrize("name", ["Llama", "BERT"])
+def test_models(name, monkeypatch):
+    """The same is seen by every door as with the CPU's kernels."""
+    pytest.importorskip("transformers")
+    from architectures import ARCHITECTURES, token_ids
+
+    torch.set_default_device("cpu")
+    build = next(one for one in ARCHITECTURES if one.name == name).build
+    ids = token_ids(1, 24)
+    expected = looked_into(build(), ids)
+    monkeypatch.setattr(type(backends.get("cpu")), "refuses", lambda *_: "left out here")
+    problem, x = scores.Problem(1.0), torch.zeros(1, 1, 1, 8, device=DEVICE)
+    assert backends.choose(problem, Inputs(x, x, x))[0].name == "gpu"
+    found = looked_into(build().to(DEVICE), ids.to(DEVICE))
+    assert len(found) == len(expected) > 10
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, atol=1e-4, rtol=1e-3)
+
+
 # ---------------------------------------------------------------------------------------- what the host asks
 
 
