@@ -1,9 +1,11 @@
 """How fast is attention on an NVIDIA GPU, beside its peers in the same run, and what does asking cost?
 
-    python benchmarks/gpu.py [--check] [--tune] [--bench] [--only forward,decoding] [--write]
+    python benchmarks/gpu.py [--check] [--tune] [--bench] [--only forward,decoding] [--write] [--rehearse]
 
-`--check` runs the conformance suite on the GPU in all dtypes. `--tune` measures candidates for the kernels' tiles and
-prints the table for `backends/gpu.py`. `--bench` prints tables; `--write` puts them into docs/benchmarks/gpu.md.
+`--check` runs the GPU's tests there, in all dtypes. `--tune` measures candidates for the kernels' tiles, as `saccade
+tune` does, prints lines for `backends/gpu_tiles.py`, and goes on with the fastest. `--bench` prints tables; `--write`
+puts them into docs/benchmarks/gpu.md. `--rehearse` goes through all of it without a GPU, with tiny sizes in Triton's
+interpreter: it shows that the script works, and its times mean nothing.
 
 Peers are PyTorch's: scaled_dot_product_attention with FlashAttention-2, cuDNN or the memory-efficient kernel behind it,
 and FlexAttention, compiled.
@@ -14,14 +16,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from harness import Section, Target, judged, name_of, progress, publish, spread, table
@@ -31,13 +36,70 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import saccade
 from saccade import masks
-from saccade.backends import gpu
+from saccade.backends import gpu_tiles, gpu_tuning
 from saccade.statistics import Entropy, LogSumExp, Map, MaxWeight, Received, Statistic, TopKeys
 
-ROUNDS = 5
-TOKENS = 32_768  # in a batch
-HIDDEN = 2048  # heads times their width
-LENGTHS = (1024, 4096, 16_384, 32_768)
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured, and where.
+
+    Attributes:
+        tokens: in a batch.
+        hidden: heads times their width.
+        masked, window: tokens with masks, and of a window, a prefix and about a document.
+        sequences, cached, shared: sequences that are decoded at once, tokens of each, query heads and key heads.
+        asked: tokens with statistics.
+        most: tokens of one head, with all statistics.
+        cells: of a map, along each side.
+        copied: bytes of a copy.
+        rounds: in which the peers take turns.
+    """
+
+    device: str = "cuda"
+    dtype: torch.dtype = torch.bfloat16
+    tokens: int = 32_768
+    hidden: int = 2048
+    widths: tuple[int, ...] = (64, 128)
+    lengths: tuple[int, ...] = (1024, 4096, 16_384, 32_768)
+    masked: int = 16_384
+    window: int = 1024
+    sequences: tuple[int, ...] = (1, 4, 16, 64)
+    cached: tuple[int, ...] = (4096, 32_768)
+    shared: tuple[int, int] = (32, 8)
+    asked: int = 16_384
+    most: int = 1 << 20
+    cells: int = 64
+    copied: int = 1 << 30
+    rounds: int = 5
+    tuned: gpu_tuning.Sizes | None = None
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether nothing is measured."""
+        return self.device == "cpu"
+
+
+REHEARSAL = Sizes(
+    device="cpu",
+    dtype=torch.float32,
+    tokens=64,
+    hidden=32,
+    widths=(16,),
+    lengths=(32,),
+    masked=96,
+    window=32,
+    sequences=(1, 2),
+    cached=(64,),
+    shared=(4, 2),
+    asked=64,
+    most=64,
+    cells=2,
+    copied=1 << 16,
+    rounds=1,
+    tuned=gpu_tuning.Sizes(32, 1, 1, 32),
+)
+SIZES = Sizes()
 
 SDPA = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -62,8 +124,6 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 def milliseconds(cases: dict[str, Case]) -> dict[str, float]:
     """Median milliseconds of each case on the GPU, in turn; NaN for those that do not run."""
-    from triton.testing import do_bench
-
     times: dict[str, list[float]] = {name: [] for name in cases}
     for name, case in cases.items():
         try:
@@ -71,19 +131,28 @@ def milliseconds(cases: dict[str, Case]) -> dict[str, float]:
         except (RuntimeError, NotImplementedError) as error:
             progress(f"  {name} does not run: {str(error).splitlines()[0][:100]}")
             times[name] = [math.nan]
-    for _ in range(ROUNDS):
+    for _ in range(SIZES.rounds):
         for name, case in cases.items():
             if not math.isnan(sum(times[name])):
-                times[name].append(do_bench(case, warmup=5, rep=20, return_mode="median"))
-    torch.cuda.synchronize()
+                times[name].append(_once(case))
     return {name: statistics.median(some) for name, some in times.items()}
 
 
+def _once(case: Case) -> float:
+    if SIZES.is_rehearsal:
+        start = time.perf_counter()
+        case()
+        return 1000 * (time.perf_counter() - start)
+    from triton.testing import do_bench
+
+    return float(do_bench(case, warmup=5, rep=20, return_mode="median"))
+
+
 def tensors(length: int, width: int, *, batch: int = 0, heads: int = 0, key_heads: int = 0, queries: int = 0) -> Inputs:
-    """Random queries, keys and values in bfloat16; by default as many as make a batch of `TOKENS`."""
+    """Random queries, keys and values; by default as many as make a batch of `Sizes.tokens`."""
     torch.manual_seed(0)
-    batch, heads = batch or max(1, TOKENS // length), heads or HIDDEN // width
-    new = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+    batch, heads = batch or max(1, SIZES.tokens // length), heads or SIZES.hidden // width
+    new = partial(torch.randn, device=SIZES.device, dtype=SIZES.dtype)
     query = new(batch, heads, queries or length, width)
     key, value = (new(batch, key_heads or heads, length, width) for _ in range(2))
     return query, key, value
@@ -104,16 +173,29 @@ def peers(inputs: Inputs, *, causal: bool) -> dict[str, Case]:
 
 
 def _flex() -> Callable[..., Tensor]:
+    if SIZES.is_rehearsal:
+        return flex_attention.flex_attention  # type: ignore[return-value]
     return torch.compile(flex_attention.flex_attention, dynamic=False)  # type: ignore[no-any-return]
 
 
 def block_mask_of(rule: Callable[..., Tensor], length: int) -> flex_attention.BlockMask:
     """FlexAttention's form of a mask."""
-    return flex_attention.create_block_mask(rule, None, None, length, length, device="cuda")
+    return flex_attention.create_block_mask(rule, None, None, length, length, device=SIZES.device)
 
 
 def _causal(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return query >= key
+
+
+def ms_of(times: dict[str, float], name: str) -> str:
+    """A time, or a dash for what does not run."""
+    found = times.get(name, math.nan)
+    return "–" if math.isnan(found) else f"{found:.3f}"
+
+
+def ratio(found: float, target: Target | None) -> str:
+    """A ratio, bold where it misses its target; a dash where one side does not run."""
+    return "–" if math.isnan(found) else judged(found, target)
 
 
 def tflops(inputs: Inputs, ms: float, *, causal: bool) -> float:
@@ -144,14 +226,16 @@ def backward() -> Section:
 
 def _against_peers(what: str, prepare: Callable[[Case, Inputs], Case]) -> Section:
     rows, ratios = [], []
-    for width, causal, length in itertools.product((64, 128), (False, True), LENGTHS):
+    for width, causal, length in itertools.product(SIZES.widths, (False, True), SIZES.lengths):
         progress(f"{what}: width {width}, {'causal' if causal else 'full'}, {length:,} tokens")
         inputs = tensors(length, width)
         if what == "backward":
             for x in inputs:
                 x.requires_grad_()
         mask = masks.causal() if causal else None
-        cases = {"saccade": partial(saccade.attention, *inputs, mask=mask)} | peers(inputs, causal=causal)
+        cases = {"saccade": partial(saccade.attention, *inputs, mask=mask, backend="gpu")} | peers(
+            inputs, causal=causal
+        )
         found = {}
         for name, case in cases.items():
             try:
@@ -162,7 +246,7 @@ def _against_peers(what: str, prepare: Callable[[Case, Inputs], Case]) -> Sectio
         ours = ms.pop("saccade")
         best = min(t for name in ("flash", "flex") if not math.isnan(t := ms.get(name, math.nan)))
         speed = f"{tflops(inputs, ours, causal=causal) * (2.5 if what == 'backward' else 1):.0f}"
-        times = [f"{ms.get(name, math.nan):.3f}" for name in ("flash", "efficient", "flex", "cuDNN")]
+        times = [ms_of(ms, name) for name in ("flash", "efficient", "flex", "cuDNN")]
         against = ms.get("flash", math.nan) if what == "backward" else best
         target, cudnn = (BACKWARD, None) if what == "backward" else (BEST, CUDNN)
         ratios.append(against / ours)
@@ -174,8 +258,8 @@ def _against_peers(what: str, prepare: Callable[[Case, Inputs], Case]) -> Sectio
                 f"{ours:.3f}",
                 speed,
                 *times,
-                judged(against / ours, target),
-                judged(ms.get("cuDNN", math.nan) / ours, cudnn),
+                ratio(against / ours, target),
+                ratio(ms.get("cuDNN", math.nan) / ours, cudnn),
             ]
         )
     head = ["width", "mask", "tokens", "saccade ms", "TFLOP/s", "flash ms", "efficient ms", "flex ms", "cuDNN ms"]
@@ -185,23 +269,23 @@ def _against_peers(what: str, prepare: Callable[[Case, Inputs], Case]) -> Sectio
 
 def masked() -> Section:
     """Masks, beside compiled FlexAttention; the mask's creation counts in the second ratio."""
-    length, width = 16_384, 128
-    inputs = tensors(length, width)
-    document = torch.arange(length, device="cuda") // 1000
+    length, near = SIZES.masked, SIZES.window
+    inputs = tensors(length, SIZES.widths[-1])
+    document = torch.arange(length, device=SIZES.device) // near
 
     def window(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (query - key <= 1024)
+        return (query >= key) & (query - key <= near)
 
     def prefix(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) | (key < 1024)
+        return (query >= key) | (key < near)
 
     def documents(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (document[query] == document[key])
 
     rules: dict[str, tuple[masks.Mask, Callable[..., Tensor]]] = {
-        "window of 1,024": (masks.window(1024), window),
-        "documents of 1,000": (masks.documents(document) & masks.causal(), documents),
-        "prefix of 1,024": (masks.causal() | masks.prefix(1024), prefix),
+        f"window of {near:,}": (masks.window(near), window),
+        f"documents of {near:,}": (masks.documents(document) & masks.causal(), documents),
+        f"prefix of {near:,}": (masks.causal() | masks.prefix(near), prefix),
     }
     rows = []
     lengths = masks.Lengths(*inputs[0].shape[:3], length, inputs[0].device)
@@ -211,68 +295,69 @@ def masked() -> Section:
         flex = _flex()
         ms = milliseconds(
             {
-                "ours": partial(saccade.attention, *inputs, mask=resolved),
+                "ours": partial(saccade.attention, *inputs, mask=resolved, backend="gpu"),
                 "flex": partial(flex, *inputs, block_mask=block_mask),
                 "our mask": partial(mask.resolve, lengths),
                 "its mask": partial(block_mask_of, rule, length),
             }
         )
         created = (ms["flex"] + ms["its mask"]) / (ms["ours"] + ms["our mask"])
-        cells = [f"{ms[key]:.3f}" for key in ("ours", "flex", "our mask", "its mask")]
-        rows.append([name, *cells, judged(ms["flex"] / ms["ours"], MASKED), judged(created, CREATION)])
+        cells = [ms_of(ms, key) for key in ("ours", "flex", "our mask", "its mask")]
+        rows.append([name, *cells, ratio(ms["flex"] / ms["ours"], MASKED), ratio(created, CREATION)])
     head = ["mask", "saccade ms", "flex ms", "our mask ms", "its mask ms", "flex / ours", "with its creation"]
     return Section(table(head, rows))
 
 
 def decoding() -> Section:
     """One query for each of some sequences, grouped: what share of the bandwidth of a copy keys and values come by."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    source = torch.empty(SIZES.copied, dtype=torch.uint8, device=SIZES.device)
     target = torch.empty_like(source)
     copy = 2 * source.numel() / milliseconds({"copy": partial(target.copy_, source)})["copy"] / 1e6
     rows = []
-    for batch, length in itertools.product((1, 4, 16, 64), (4096, 32_768)):
-        inputs = tensors(length, 128, batch=batch, heads=32, key_heads=8, queries=1)
-        cases: dict[str, Case] = {"ours": partial(saccade.attention, *inputs)}
+    heads, key_heads = SIZES.shared
+    for batch, length in itertools.product(SIZES.sequences, SIZES.cached):
+        progress(f"decoding: {batch} sequences of {length:,} tokens")
+        inputs = tensors(length, SIZES.widths[-1], batch=batch, heads=heads, key_heads=key_heads, queries=1)
+        cases: dict[str, Case] = {"ours": partial(saccade.attention, *inputs, backend="gpu")}
         cases["sdpa"] = partial(sdpa, *inputs, enable_gqa=True)
         ms = milliseconds(cases)
-        read = 2 * inputs[1].numel() * 2 / ms["ours"] / 1e6
-        cells = [f"{ms['ours']:.4f}", f"{ms['sdpa']:.4f}", f"{read:,.0f}"]
-        rows.append([str(batch), f"{length:,}", *cells, judged(read / copy, BANDWIDTH)])
+        read = 2 * inputs[1].nbytes / ms["ours"] / 1e6
+        cells = [ms_of(ms, "ours"), ms_of(ms, "sdpa"), f"{read:,.0f}"]
+        rows.append([str(batch), f"{length:,}", *cells, ratio(read / copy, BANDWIDTH)])
     head = ["sequences", "tokens each", "saccade ms", "sdpa ms", "GB/s", f"share of a copy's {copy:,.0f} GB/s"]
     return Section(table(head, rows))
 
 
 def asking() -> Section:
     """What statistics cost, and eager attention with reductions."""
-    length = 16_384
-    inputs = tensors(length, 128, batch=1, heads=16)
-    every: list[Statistic] = [LogSumExp(), Entropy(), MaxWeight(), TopKeys(8), Received(), Map(64)]
+    inputs = tensors(SIZES.asked, SIZES.widths[-1], batch=1, heads=SIZES.hidden // SIZES.widths[-1])
+    every: list[Statistic] = [LogSumExp(), Entropy(), MaxWeight(), TopKeys(8), Received(), Map(SIZES.cells)]
     asked: dict[str, tuple[Sequence[Statistic], Target | None]] = {
         "nothing": ((), None),
         "lse and entropy": ((LogSumExp(), Entropy()), Target(1.05, at_most=True)),
         "8 top keys": ((TopKeys(8),), Target(1.3, at_most=True)),
-        "received and map": ((Received(), Map(64)), Target(1.6, at_most=True)),
+        "received and map": ((Received(), Map(SIZES.cells)), Target(1.6, at_most=True)),
         "everything": (every, Target(1.9, at_most=True)),
     }
     cases: dict[str, Case] = {
-        name: partial(saccade.attention, *inputs, mask=masks.causal(), statistics=some)
+        name: partial(saccade.attention, *inputs, mask=masks.causal(), statistics=some, backend="gpu")
         for name, (some, _) in asked.items()
     }
     ms = milliseconds(cases)
     plain = ms["nothing"]
     rows = [
-        [name, f"{ms[name]:.3f}", judged(ms[name] / plain, target), str(target or "")]
+        [name, f"{ms[name]:.3f}", ratio(ms[name] / plain, target), str(target or "")]
         for name, (_, target) in asked.items()
     ]
     few: Inputs = (inputs[0][:, :4], inputs[1][:, :4], inputs[2][:, :4])
     eager = milliseconds(
         {
             "eager": partial(_eager, *few),
-            "ours": partial(saccade.attention, *few, mask=masks.causal(), statistics=every),
+            "ours": partial(saccade.attention, *few, mask=masks.causal(), statistics=every, backend="gpu"),
         }
     )
-    ratio = eager["eager"] / eager["ours"]
-    said = f"Eager attention with the same reductions takes {judged(ratio, EAGER)} times as long (4 heads)."
+    times = ratio(eager["eager"] / eager["ours"], EAGER)
+    said = f"Eager attention with the same reductions takes {times} times as long ({few[0].shape[1]} heads)."
     return Section(f"{table(['asked', 'ms', 'ratio', 'target'], rows)}\n\n{said}")
 
 
@@ -284,23 +369,64 @@ def _eager(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
     lse = scores.logsumexp(-1)
     weights = scores.softmax(-1)
     top = weights.topk(8, dim=-1)
-    cells = torch.nn.functional.adaptive_avg_pool2d(weights, 64)
+    cells = torch.nn.functional.adaptive_avg_pool2d(weights, SIZES.cells)
     entropy = torch.special.entr(weights).sum(-1)
     return weights.to(value.dtype) @ value, lse, entropy, top.values, top.indices, weights.sum(-2), cells
 
 
 def million() -> Section:
     """One head over a million tokens."""
-    inputs = tensors(1 << 20, 64, batch=1, heads=1)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    every = [LogSumExp(), Entropy(), TopKeys(8), Received(), Map(64)]
-    ms = milliseconds({"all": partial(saccade.attention, *inputs, mask=masks.causal(), statistics=every)})["all"]
-    held = (torch.cuda.max_memory_allocated() - before) / 2**20
+    inputs = tensors(SIZES.most, SIZES.widths[0], batch=1, heads=1)
+    held = 0
+    if not SIZES.is_rehearsal:
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+    every = [LogSumExp(), Entropy(), TopKeys(8), Received(), Map(SIZES.cells)]
+    ms = milliseconds(
+        {"all": partial(saccade.attention, *inputs, mask=masks.causal(), statistics=every, backend="gpu")}
+    )["all"]
+    if not SIZES.is_rehearsal:
+        held = torch.cuda.max_memory_allocated() - held
     return Section(
-        f"One head of width 64 over 1,048,576 tokens, causal, with lse, entropy, 8 top keys, received and a map: "
-        f"{ms / 1e3:.2f} s, {held:,.0f} MiB beside its inputs; the pattern would be 4,194,304 MiB."
+        f"One head of width {SIZES.widths[0]} over {SIZES.most:,} tokens, causal, with lse, entropy, 8 top keys, "
+        f"received and a map: {ms / 1e3:.2f} s, {held / 2**20:,.0f} MiB beside its inputs; the pattern would be "
+        f"{4 * SIZES.most**2 / 2**20:,.0f} MiB."
     )
+
+
+FIRST = """
+import time, torch, saccade
+from saccade import masks
+x = torch.randn(1, 2, 256, {width}, device="{device}", dtype={dtype}, requires_grad=True)
+for _ in range(2):
+    torch.cuda.is_available() and torch.cuda.synchronize()
+    start = time.perf_counter()
+    output = saccade.attention(x, x, x, mask=masks.causal(), backend="gpu")
+    torch.cuda.is_available() and torch.cuda.synchronize()
+    between = time.perf_counter()
+    output.sum().backward()
+    torch.cuda.is_available() and torch.cuda.synchronize()
+    print(between - start, time.perf_counter() - between)
+"""
+
+
+def first() -> Section:
+    """What the first call costs: on a new machine, where kernels are compiled, and later, where they are read."""
+    said = FIRST.format(width=SIZES.widths[-1], device=SIZES.device, dtype=SIZES.dtype)
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        for name in ("nothing compiled before", "compiled by an earlier process"):
+            progress(f"first call: {name}")
+            done = subprocess.run(
+                [sys.executable, "-c", said],
+                env=os.environ | {"TRITON_CACHE_DIR": cache},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            calls = [[f"{float(x):.2f}" for x in line.split()] for line in done.stdout.splitlines()]
+            rows.append([name, *calls[0]])
+    return Section(table(["first call", "forward s", "backward s"], rows))
 
 
 SECTIONS: dict[str, tuple[str, Callable[[], Section]]] = {
@@ -310,82 +436,67 @@ SECTIONS: dict[str, tuple[str, Callable[[], Section]]] = {
     "decoding": ("Decoding", decoding),
     "asking": ("Asking", asking),
     "million": ("A million tokens", million),
+    "first": ("First calls", first),
 }
 
 
 # ---------------------------------------------------------------------------------------- tiles
 
 
-class Kind(NamedTuple):
-    """What a kind of tile is measured with."""
-
-    rows: Sequence[int]
-    keys: Sequence[int]
-    run: Callable[[Inputs], Case]
-
-
-def _tuned(inputs: Inputs) -> Case:
-    return partial(saccade.attention, *inputs, mask=masks.causal())
-
-
-def _tuned_columns(inputs: Inputs) -> Case:
-    return partial(saccade.attention, *inputs, mask=masks.causal(), statistics=[Received()])
-
-
-def _tuned_backward(inputs: Inputs) -> Case:
-    output = saccade.attention(*(x.requires_grad_() for x in inputs), mask=masks.causal())
-    grad = torch.randn_like(output)
-    return lambda: torch.autograd.grad(output, inputs, grad, retain_graph=True)
-
-
-KINDS = {
-    "rows": Kind((64, 128), (32, 64, 128), _tuned),
-    "columns": Kind((32, 64, 128), (64, 128), _tuned_columns),
-    "backward_keys": Kind((32, 64), (64, 128), _tuned_backward),
-    "backward_rows": Kind((64, 128), (32, 64), _tuned_backward),
-    "few": Kind((16,), (32, 64, 128), lambda inputs: partial(saccade.attention, *inputs)),
-}
-
-
-def tune(widths: Sequence[int]) -> None:
-    """Print the fastest tiles, as lines of `_TILES`."""
-    for (name, kind), width in itertools.product(KINDS.items(), widths):
-        key = (name, 2, width)
-        kept, times = gpu._TILES[key], {}  # noqa: SLF001
-        if name == "few":
-            inputs = tensors(32_768, width, batch=16, heads=32, key_heads=8, queries=1)
-        else:
-            inputs = tensors(8192, width)
-        for rows, keys, warps, stages in itertools.product(kind.rows, kind.keys, (4, 8), (2, 3, 4)):
-            tiles = gpu.Tiling(rows, keys, warps, stages)
-            gpu._TILES[key] = tiles  # noqa: SLF001
-            try:
-                times[tiles] = milliseconds({str(tiles): kind.run(inputs)})[str(tiles)]
-            except Exception as error:  # noqa: BLE001  too much shared memory: not among the candidates
-                progress(f"  {tiles}: {str(error)[:80]}")
-        fastest = min((t for t in times if not math.isnan(times[t])), key=times.__getitem__)
-        gpu._TILES[key] = fastest  # noqa: SLF001
-        was = times.get(kept, math.nan)
-        print(f"    {key!r}: {fastest},  # {times[fastest]:.3f} ms; before {was:.3f}", flush=True)
+def tune() -> None:
+    """Measure the candidates, print the fastest as lines for `gpu_tiles.py`, and go on with them."""
+    measure = _once if SIZES.is_rehearsal else None
+    device, measured = torch.device(SIZES.device), []
+    for one in gpu_tuning.tune(device, SIZES.dtype, SIZES.widths, sizes=SIZES.tuned, measure=measure):
+        progress(f"  {one.place.kernel} {one.place.width}: {one.milliseconds:.3f} ms {tuple(one.tiles)}")
+        measured.append(one)
+    for place, tiles in gpu_tuning.fastest(measured).items():
+        times = {one.tiles: one.milliseconds for one in measured if one.place == place}
+        others = [other for other in gpu_tiles.TILES[place] if other != tiles]
+        was = times[gpu_tiles.TILES[place][0]]
+        print(
+            f"    {place.kernel} {place.width}: {tiles}  # {times[tiles]:.3f} ms; the first choice {was:.3f}",
+            flush=True,
+        )
+        gpu_tiles.TILES[place] = (tiles, *others)
 
 
 def check() -> None:
-    """Run the conformance suite on the GPU."""
-    suite = Path(__file__).parents[1] / "tests" / "backends" / "test_gpu.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-n", "12", str(suite)]
+    """Run the tests of the GPU kernels."""
+    tests = Path(__file__).parents[1] / "tests"
+    names = (
+        "backends/test_gpu.py",
+        "backends/test_gpu_tiles.py",
+        "backends/test_gpu_in_torch.py",
+        "trace/test_copies.py",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-o",
+        "addopts=",
+        "-n",
+        "12",
+        *(str(tests / name) for name in names),
+    ]
+    if SIZES.is_rehearsal:
+        command[-4:] = [command[-3], "-k", "described or persistent"]
     if subprocess.run(command, check=False).returncode:
-        raise SystemExit("the conformance suite did not pass")
+        raise SystemExit("not all tests passed")
 
 
 def conditions() -> str:
     """Versions and the GPU."""
     import triton
 
-    peak = name_of(torch.bfloat16)
+    card = "a rehearsal" if SIZES.is_rehearsal else f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    heads = " or ".join(f"{SIZES.hidden // width} heads of width {width}" for width in SIZES.widths)
     return (
-        f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, Python {platform.python_version()}, torch "
-        f"{torch.__version__}, triton {triton.__version__}, {peak}; {TOKENS:,} tokens in a batch, {HIDDEN // 64} heads "
-        f"of width 64 or {HIDDEN // 128} of 128; medians of {ROUNDS} alternating rounds; bold misses its target"
+        f"{card}, Python {platform.python_version()}, torch {torch.__version__}, triton {triton.__version__}, "
+        f"{name_of(SIZES.dtype)}; {SIZES.tokens:,} tokens in a batch, {heads}; medians of {SIZES.rounds} alternating "
+        "rounds; bold misses its target"
     )
 
 
@@ -393,25 +504,32 @@ def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, what in (
-        ("check", "run the conformance suite"),
+        ("check", "run the tests of the GPU kernels"),
         ("tune", "find the fastest tiles"),
         ("bench", "measure"),
+        ("rehearse", "go through it without a GPU"),
     ):
         parser.add_argument(f"--{name}", action="store_true", help=what)
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--write", action="store_true", help="keep the result in docs/benchmarks")
     chosen = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("no GPU is found: this script measures one")
+    if chosen.rehearse:
+        global SIZES  # noqa: PLW0603  what the whole run is of
+        SIZES = REHEARSAL
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif not torch.cuda.is_available():
+        parser.error("no GPU is found: this script measures one; --rehearse goes through it without")
+    if not (chosen.check or chosen.tune or chosen.bench):
+        parser.error("nothing to do: say --check, --tune or --bench")
     if chosen.check:
         check()
     if chosen.tune:
-        tune((64, 128))
+        tune()
     if chosen.bench:
         names = chosen.only.split(",") if chosen.only else list(SECTIONS)
         found = {title: run() for title, run in (SECTIONS[name] for name in names)}
         text = "\n\n".join(f"## {title}\n\n{section.text}" for title, section in found.items())
-        write = chosen.write and not chosen.only
+        write = chosen.write and not chosen.only and not chosen.rehearse
         publish("gpu", "On a GPU", f"Conditions: {conditions()}.\n\n{text}", write=write, command="benchmarks/gpu.py")
 
 
