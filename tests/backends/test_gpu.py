@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conformance import MASKS as MASKS_BY_NAME
 from conformance import SHAPES, Case, Conformance, Shape
 
-from saccade import masks
+import saccade
+from saccade import masks, statistics
+from saccade.backends import gpu
 
 pytest.importorskip("triton", reason="triton is an extra: pip install 'saccade[gpu]'")
 
@@ -42,6 +45,19 @@ NOT_FINITE = (
 )
 
 
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of the kernels that were run."""
+    names, launch = [], gpu._Run._launch
+
+    def noted(self, name, *arguments):
+        names.append(name)
+        launch(self, name, *arguments)
+
+    monkeypatch.setattr(gpu._Run, "_launch", noted)
+    return names
+
+
 class TestGPU(Conformance):
     backend = "gpu"
     shapes = SHAPES if CUDA else FEW_SHAPES
@@ -52,6 +68,52 @@ class TestGPU(Conformance):
     @pytest.mark.parametrize(("mask", "bad"), NOT_FINITE)
     def test_not_finite(self, mask, where, bad):
         super().test_not_finite(mask, where, bad)
+
+    @pytest.mark.parametrize("mask", ["none", "padding", "sinks-and-window"])
+    @pytest.mark.parametrize("group", [1, 3])
+    def test_split_keys(self, mask, group, launches):
+        """Few rows and many keys: several programs look at the keys of one row."""
+        shape = Shape(2, 2 * group, 2, 1, 700, 16, 8)
+        self.check(Case(shape, MASKS_BY_NAME[mask](shape), sinks=torch.randn(2 * group), dtype=self.dtypes[0]))
+        assert "merge" in launches
+
+    def test_split_keys_not_finite(self, launches):
+        query, key, value = Case(Shape(1, 2, 2, 1, 700, 16, 8), dtype=torch.float32).tensors
+        query, key, value = (x.float() for x in (query, key, value))
+        key[0, 0, 501, 3] = torch.nan
+        value[0, 1, 650, 3] = torch.inf
+        asked = [statistics.Entropy(), statistics.TopKeys(3)]
+        output, report = saccade.attention(query, key, value, statistics=asked, backend="gpu")
+        assert "merge" in launches
+        assert output[0, 0].isnan().all()
+        assert output[0, 1, 0].isnan().tolist() == [False] * 3 + [True] + [False] * 4
+        assert report.entropy.isnan().flatten().tolist() == [True, False]
+        assert report.top_keys.weights[0, 0].isnan().all()
+        assert (report.top_keys.indices[0, 1] >= 0).all()
+
+    @pytest.mark.parametrize("start", [0, 1])
+    def test_descriptors(self, start, monkeypatch):
+        """Where rows begin at multiples of 16 bytes blocks come by descriptors, and elsewhere without."""
+        from triton.tools import tensor_descriptor
+
+        made, kind = [], tensor_descriptor.TensorDescriptor
+        monkeypatch.setattr(tensor_descriptor, "TensorDescriptor", lambda *form: made.append(form) or kind(*form))
+        torch.manual_seed(0)
+        parts = torch.randn(2, 40, 3, 3, 32)[..., start : start + 16].unbind(2)
+        memory = parts[0].untyped_storage().data_ptr()
+        query, key, value = (x.transpose(1, 2) for x in parts)
+        found = []
+        for backend in ("gpu", "reference"):
+            leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+            output, report = saccade.attention(
+                *leaves, mask=masks.causal(), statistics=[statistics.Received()], backend=backend
+            )
+            found.append([output, report.received, *torch.autograd.grad(output.square().sum(), leaves)])
+        for ours, exact in zip(*found, strict=True):
+            torch.testing.assert_close(ours, exact, atol=1e-4, rtol=1e-3)
+        of_inputs = [form for form in made if form[0].untyped_storage().data_ptr() == memory]
+        is_possible = not CUDA or torch.cuda.get_device_capability() >= (9, 0)
+        assert len(of_inputs) == (6 if start == 0 and is_possible else 0)
 
     @pytest.mark.parametrize("some", FEW_SHAPES[4:], ids=str)
     def test_float16(self, some):

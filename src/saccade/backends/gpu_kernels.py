@@ -400,7 +400,7 @@ def _look(
         if EDGE:
             seen = _seen(p, batch, head[:, None], i[:, None], j[None, :], C)
             raw = _poisoned(raw)
-        else:
+        elif not C.ENTROPY or not C.RAW:
             high = tl.maximum(high, tl.max(tl.abs(raw), 1))
         if C.RAW:  # scores are not needed themselves: one multiplication and addition leads to the exponent
             if EDGE:
@@ -422,10 +422,12 @@ def _look(
         change = _bits(m - base, C)
         shrink = tl.exp2(change)
         if C.ENTROPY:
-            x = tl.maximum(x, -1000.0)  # w is 0 there, and 0 * -inf would be NaN
+            if EDGE or C.BIAS == 1:
+                x = tl.maximum(x, -1000.0)  # w is 0 there, and 0 * -inf would be NaN
             bits = shrink * (bits + tl.maximum(change, -1000.0) * total) + tl.sum(w * x, 1)
         if C.DISTANCE:
-            away = tl.abs((i + offset)[:, None] - j[None, :]).to(tl.float32)
+            column = tl.arange(0, C.KEYS).to(tl.float32)
+            away = tl.abs((i + offset - tile * C.KEYS).to(tl.float32)[:, None] - column[None, :])
             far = shrink * far + tl.sum(w * away, 1)
         total = shrink * total + tl.sum(w, 1)
         m = top
@@ -515,6 +517,8 @@ def _block_of_rows(p, fetch, out, results, offset, share, block, line, C: tl.con
     state = _look_everywhere(p, fetch, q, start, batch, head, key_head, i, least, most, offset, C, False)
     acc, m, total, high, bits, far, best, keys = state
     total = tl.where(high == INFINITY, float("nan"), total)
+    if C.ENTROPY and C.RAW:  # where a score was -inf, 0 * -inf has made NaN of the sum of w log2 w
+        total = tl.where(bits == bits, total, float("nan"))  # noqa: PLR0124
     if p.value is not None and C.MASK != 0:
         leaked = tl.max(tl.max((acc != acc).to(tl.int32), 1), 0)  # noqa: PLR0124  NaN
         if leaked != 0:  # perhaps from values that are hidden: rare enough to look again
