@@ -63,4 +63,11 @@ def check_notebook(said: str, printed: list[str], folder: Path) -> None:
     assert (folder / "story.zarr").is_dir()
 
 
-CHECKS = {"65536-tokens": check_long, "bank": check_bank, "notebook": check_notebook}
+def check_gpu(said: str, printed: list[str], folder: Path) -> None:
+    del folder
+    device, shape = printed[0].split(maxsplit=1)
+    assert f"{device}: chosen" in said
+    assert (shape, printed[1]) == ("(1, 8, 64, 64)", "(1, 8, 2048, 128)")
+
+
+CHECKS = {"65536-tokens": check_long, "bank": check_bank, "gpu": check_gpu, "notebook": check_notebook}
