@@ -115,6 +115,13 @@ class TestGPU(Conformance):
         is_possible = not CUDA or torch.cuda.get_device_capability() >= (9, 0)
         assert len(of_inputs) == (6 if start == 0 and is_possible else 0)
 
+    @pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (4, 1), (1, 1)])
+    def test_memberships_are_shared(self, heads, key_heads):
+        """Four groups, so that rows of memberships begin at multiples of 16 bytes; they serve all heads."""
+        shape = Shape(2, heads, key_heads, 33, 70, 16, 16)
+        asked = [statistics.Mass(torch.arange(70) % 4, 4), statistics.Received(torch.arange(33) % 4, 4)]
+        self.check(Case(shape, masks.causal(shape.offset), dtype=self.dtypes[0]), asked)
+
     @pytest.mark.parametrize("some", FEW_SHAPES[4:], ids=str)
     def test_float16(self, some):
         self.check(Case(some, masks.causal(some.offset), dtype=torch.float16))

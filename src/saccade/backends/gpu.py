@@ -262,9 +262,22 @@ class _Run:
         """A tensor ``(B | 1, H | 1, N, D)`` whose last stride is 1."""
         return self.kernels.Operand(x, shared_stride(x, 0), shared_stride(x, 1), x.stride(2))
 
-    def _descriptor(self, x: Tensor | None, tiles: Tiling, count: int) -> Any:
-        """What the tensor memory accelerator fetches blocks of `count` rows by, if they are to be fetched so."""
-        if x is None or not tiles.descriptors or not described(x) or self.inputs.pages is not None:
+    def _row_blocks(self, x: Tensor | None, tiles: Tiling) -> Any:
+        """A descriptor of queries, or of what else there is for each row."""
+        return self._descriptor(x, tiles, tiles.rows, self.inputs.lengths.heads)
+
+    def _key_blocks(self, x: Tensor | None, tiles: Tiling) -> Any:
+        """A descriptor of keys or values."""
+        return self._descriptor(x, tiles, tiles.keys, self.key.shape[1])
+
+    def _descriptor(self, x: Tensor | None, tiles: Tiling, count: int, heads: int) -> Any:
+        """What the tensor memory accelerator fetches blocks of `count` rows by, if they are to be fetched so.
+
+        It cannot serve all batch elements or heads with the same rows.
+        """
+        if x is None or not tiles.descriptors or self.inputs.pages is not None:
+            return None
+        if x.shape[:2] != (self.inputs.lengths.batch, heads) or not described(x):
             return None
         from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -450,8 +463,7 @@ class _Run:
         members = self.inputs.group if form.PACKED else 1  # heads whose rows are of one block
         blocks, lines = -(-lengths.queries * members // tiles.rows), self.lines // members
         form = self._form(tiles, width, form)
-        packed = self._packed(value)
-        packed = (packed, self._descriptor(self.key, tiles, tiles.keys), self._descriptor(value, tiles, tiles.keys))
+        packed = (self._packed(value), self._key_blocks(self.key, tiles), self._key_blocks(value, tiles))
         out = None if output is None else self._operand(output)
         share = self._share_of_keys(blocks * lines, tiles)
         programs = blocks * lines
@@ -591,7 +603,7 @@ class _Run:
         def run(tiles: Tiling) -> None:
             if cells is not None:  # blocks of rows that are not much higher than a cell
                 tiles = tiles._replace(rows=min(tiles.rows, power(-(-lengths.queries // max(cell_rows, 1)))))
-            fetch = self._descriptor(self.query, tiles, tiles.rows), self._descriptor(rows, tiles, tiles.rows)
+            fetch = self._row_blocks(self.query, tiles), self._row_blocks(rows, tiles)
             arguments = (known, operand, product, sums, cells, edges, cell_rows, self._spans(tiles), part)
             grid = (-(-lengths.keys // tiles.keys), lines)
             self._launch("columns", grid, tiles, packed, *fetch, *arguments, self._form(tiles, width, form))
@@ -654,13 +666,13 @@ class _Run:
 
         def by_keys(tiles: Tiling) -> None:
             grid = (-(-lengths.keys // tiles.keys), self.lines // self.inputs.group)
-            fetch = [self._descriptor(x, tiles, tiles.rows) for x in (self.query, grad_output)]
+            fetch = self._row_blocks(self.query, tiles), self._row_blocks(grad_output, tiles)
             rest = (key_grad, value_grad, self._spans(tiles), scale, self._form(tiles, width))
             self._launch("backward_keys", grid, tiles, packed, *fetch, *arguments, *rest)
 
         def by_rows(tiles: Tiling) -> None:
             grid = (-(-lengths.queries // tiles.rows), self.lines)
-            fetch = [self._descriptor(x, tiles, tiles.keys) for x in (self.key, self.value)]
+            fetch = self._key_blocks(self.key, tiles), self._key_blocks(self.value, tiles)
             form = self._form(tiles, width)._replace(BIAS_GRAD=ends)
             self._launch("backward_rows", grid, tiles, packed, *fetch, *arguments, query_grad, low, high, scale, form)
 
