@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from saccade.backends.gpu_kernels import (
+    INFINITY,
     _base_of,
     _block,
     _dot,
@@ -51,49 +52,111 @@ def backward_start_kernel(p, output, grad, lse, grad_lse, base, delta, C: tl.con
 
 
 @triton.jit
-def _change(s, tanh, dp, base, delta, seen, C: tl.constexpr, EDGE: tl.constexpr):
-    """Of a tile: the weights, and the gradients of the scores and of the dot products times the scale.
+def _change(
+    dot,
+    change,
+    base,
+    delta,
+    p,
+    batch,
+    head,
+    i,
+    j,
+    C: tl.constexpr,
+    EDGE: tl.constexpr,
+    CARE: tl.constexpr,
+):
+    """Of a tile of dot products: the weights, and the gradients of the scores and of the products times the scale.
 
-    ds = w (dp - delta) (FlashAttention-2, arXiv 2307.08691, algorithm 2); d tanh(x) = 1 - tanh(x)^2.
+    ds = w (change - delta) with `change` = dO · v (FlashAttention-2, arXiv 2307.08691, algorithm 2); d tanh(x) = 1 -
+    tanh(x)^2. At an edge what is hidden gets weights of 0, and so gradients of 0 if all is finite; with CARE in any
+    case.
     """
-    w = _weights(s, base, C)
-    ds = w * (dp - delta)
     if EDGE:
+        seen = _seen(p, batch, head, i, j, C)
+        if C.RAW:
+            dot = tl.where(seen, dot, -INFINITY)
+    s, tanh = _score(dot, p, batch, head, i, j, C)
+    if EDGE and not C.RAW:
+        s = tl.where(seen, s, -INFINITY)
+    w = _weights(s, base, C)
+    if CARE:
         w = tl.where(seen, w, 0.0)
+    ds = w * (change - delta)
+    if CARE:
         ds = tl.where(seen, ds, 0.0)
     raw = ds
     if C.CAP:
         raw = ds * (1.0 - tanh * tanh)
-        if EDGE:
+        if CARE:
             raw = tl.where(seen, raw, 0.0)
     return w, ds, raw
 
 
 @triton.jit
 def _from_rows(
-    p, fetch, k, v, state, base, delta, grad, batch, head, j, first, last, C: tl.constexpr, EDGE: tl.constexpr
+    p,
+    fetch,
+    k,
+    v,
+    state,
+    base,
+    delta,
+    grad,
+    batch,
+    head,
+    j,
+    first,
+    last,
+    C: tl.constexpr,
+    EDGE: tl.constexpr,
+    CARE: tl.constexpr,
 ):
-    """Have a tile of keys add up its gradients from blocks of rows."""
+    """Have a tile of keys add up its gradients from blocks of rows; with CARE what is not finite counts as 0."""
     key_grad, value_grad = state
     for block in range(first, last):
         i = block * C.ROWS + tl.arange(0, C.ROWS)
         there = i < p.queries
         place = (batch * p.heads + head).to(tl.int64) * p.queries + i
         q = _block(p.query, fetch[0], batch, head, block * C.ROWS, C.ROWS, C.D, C.DP, p.queries, EDGE)
-        s, tanh = _score(_dot(k, q, C), p, batch, head, i[None, :], j[:, None], C)
-        seen = tl.full((1, 1), 1, tl.int1)
-        if EDGE:
-            seen = _seen(p, batch, head, i[None, :], j[:, None], C) & there[None, :]
-        lse = _of_rows(base, place, there, EDGE)
+        dot = _dot(k, q, C)
+        lse = _of_rows(base, place, there, EDGE, INFINITY)  # weights of rows beyond the last are 0
         subtracted = _of_rows(delta, place, there, EDGE)
         do = _block(grad, fetch[1], batch, head, block * C.ROWS, C.ROWS, C.DV, C.DVP, p.queries, EDGE)
-        dp = tl.dot(v, tl.trans(do), input_precision=C.PRECISION)
-        w, _, raw = _change(s, tanh, dp, lse[None, :], subtracted[None, :], seen, C, EDGE)
-        if EDGE:
+        change = tl.dot(v, tl.trans(do), input_precision=C.PRECISION)
+        w, _, raw = _change(
+            dot, change, lse[None, :], subtracted[None, :], p, batch, head, i[None, :], j[:, None], C, EDGE, CARE
+        )
+        if CARE:
             q, do = _finite(q), _finite(do)
         value_grad = tl.dot(w.to(do.dtype), do, value_grad, input_precision=C.PRECISION)
         key_grad = tl.dot(raw.to(q.dtype), q, key_grad, input_precision=C.PRECISION)
     return key_grad, value_grad
+
+
+@triton.jit
+def _from_all_rows(
+    p, fetch, k, v, base, delta, grad, spans, tile, batch, key_head, C: tl.constexpr, CARE: tl.constexpr
+):
+    """The gradients of a tile of keys and of its values, from the rows of all heads that share them."""
+    j = tile * C.KEYS + tl.arange(0, C.KEYS)
+    state = _zeros(C.KEYS, C.DP), _zeros(C.KEYS, C.DVP)
+    for member in range(p.group):
+        head = key_head * p.group + member
+        first, inner, outer, last = _span(p, spans, tile, batch, head, C)
+        if CARE:
+            state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, first, last, C, True, True)
+        else:
+            state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, first, inner, C, True, False)
+            state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, inner, outer, C, False, False)
+            state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, outer, last, C, True, False)
+    return state
+
+
+@triton.jit
+def _has_nan(x):
+    """Whether a tile holds NaN."""
+    return tl.max(tl.max((x != x).to(tl.int32), 1), 0) != 0  # noqa: PLR0124
 
 
 @triton.jit
@@ -113,35 +176,45 @@ def backward_keys_kernel(
     j = tile * C.KEYS + tl.arange(0, C.KEYS)
     k = _tile(p.key, batch, key_head, j, C.D, C.DP, p.keys, True)
     v = _tile(p.value, batch, key_head, j, C.DV, C.DVP, p.keys, True)
-    state = _zeros(C.KEYS, C.DP), _zeros(C.KEYS, C.DVP)
     fetch = query_blocks, grad_blocks
-    for member in range(p.group):
-        head = key_head * p.group + member
-        first, inner, outer, last = _span(p, spans, tile, batch, head, C)
-        state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, first, inner, C, True)
-        state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, inner, outer, C, False)
-        state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, outer, last, C, True)
+    state = _from_all_rows(p, fetch, k, v, base, delta, grad, spans, tile, batch, key_head, C, False)
+    if C.MASK != 0:  # noqa: SIM102  known when this is compiled
+        if _has_nan(state[0]) | _has_nan(state[1]):  # perhaps from rows that see none of these keys: look again
+            state = _from_all_rows(p, fetch, k, v, base, delta, grad, spans, tile, batch, key_head, C, True)
     _write(key_grad, batch, key_head, j, j < p.keys, state[0] * scale, C.D, C.DP)
     _write(value_grad, batch, key_head, j, j < p.keys, state[1], C.DV, C.DVP)
 
 
 @triton.jit
 def _from_keys(
-    p, fetch, q, do, state, base, subtracted, batch, head, i, first, last, C: tl.constexpr, EDGE: tl.constexpr
+    p,
+    fetch,
+    q,
+    do,
+    state,
+    base,
+    subtracted,
+    batch,
+    head,
+    i,
+    first,
+    last,
+    C: tl.constexpr,
+    EDGE: tl.constexpr,
+    CARE: tl.constexpr,
 ):
-    """Have a block of rows add up its gradients from tiles of keys."""
+    """Have a block of rows add up its gradients from tiles of keys; with CARE what is not finite counts as 0."""
     query_grad, low, high = state
     for tile in range(first, last):
         j = tile * C.KEYS + tl.arange(0, C.KEYS)
         k = _block(p.key, fetch[0], batch, head // p.group, tile * C.KEYS, C.KEYS, C.D, C.DP, p.keys, EDGE)
         v = _block(p.value, fetch[1], batch, head // p.group, tile * C.KEYS, C.KEYS, C.DV, C.DVP, p.keys, EDGE)
-        s, tanh = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
-        seen = tl.full((1, 1), 1, tl.int1)
-        if EDGE:
-            seen = _seen(p, batch, head, i[:, None], j[None, :], C)
-        dp = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
-        _, ds, raw = _change(s, tanh, dp, base[:, None], subtracted[:, None], seen, C, EDGE)
-        if EDGE:
+        dot = _dot(q, k, C)
+        change = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
+        _, ds, raw = _change(
+            dot, change, base[:, None], subtracted[:, None], p, batch, head, i[:, None], j[None, :], C, EDGE, CARE
+        )
+        if CARE:
             k = _finite(k)
         query_grad = tl.dot(raw.to(k.dtype), k, query_grad, input_precision=C.PRECISION)
         if C.BIAS_GRAD and C.BIAS == 2:
@@ -152,6 +225,37 @@ def _from_keys(
             low += tl.sum(tl.where(place <= 0, ds, 0.0), 1)
             high += tl.sum(tl.where((place > 0) & (place >= p.bias.count - 1), ds, 0.0), 1)
     return query_grad, low, high
+
+
+@triton.jit
+def _from_all_keys(p, fetch, q, do, base, subtracted, batch, head, i, C: tl.constexpr, CARE: tl.constexpr):
+    """The gradient of a block of queries, and of what else it is asked, from all keys."""
+    zero = _zero(C.ROWS)
+    state = _zeros(C.ROWS, C.DP), zero, zero
+    if C.MASK == 1:
+        at = tl.minimum(i, p.queries - 1).to(tl.int64) * p.mask.runs
+        at = at + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
+        done = 0
+        for run in range(p.mask.runs):
+            first, inner, outer, last = _tiles_of_run(p, at + run, done, 0, p.keys, C)
+            if CARE:
+                state = _from_keys(p, fetch, q, do, state, base, subtracted, batch, head, i, first, last, C, True, True)
+            else:
+                state = _from_keys(
+                    p, fetch, q, do, state, base, subtracted, batch, head, i, first, inner, C, True, False
+                )
+                state = _from_keys(
+                    p, fetch, q, do, state, base, subtracted, batch, head, i, inner, outer, C, False, False
+                )
+                state = _from_keys(
+                    p, fetch, q, do, state, base, subtracted, batch, head, i, outer, last, C, True, False
+                )
+            done = tl.maximum(done, last)
+    else:
+        inner, last = p.keys // C.KEYS if C.MASK == 0 else 0, tl.cdiv(p.keys, C.KEYS)
+        state = _from_keys(p, fetch, q, do, state, base, subtracted, batch, head, i, 0, inner, C, False, False)
+        state = _from_keys(p, fetch, q, do, state, base, subtracted, batch, head, i, inner, last, C, True, CARE)
+    return state
 
 
 @triton.jit
@@ -166,30 +270,16 @@ def backward_rows_kernel(p, key_blocks, value_blocks, base, delta, grad, query_g
     batch, head = tl.program_id(1) // p.heads, tl.program_id(1) % p.heads
     i = block * C.ROWS + tl.arange(0, C.ROWS)
     there = i < p.queries
-    row = tl.minimum(i, p.queries - 1)
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
     do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True)
     place = (batch * p.heads + head).to(tl.int64) * p.queries + i
-    lse = _of_rows(base, place, there, True)
+    lse = _of_rows(base, place, there, True, INFINITY)
     subtracted = _of_rows(delta, place, there, True)
-    zero = _zero(C.ROWS)
-    state = _zeros(C.ROWS, C.DP), zero, zero
     fetch = key_blocks, value_blocks
-    if C.MASK == 1:
-        at = row.to(tl.int64) * p.mask.runs + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
-        done = 0
-        for run in range(p.mask.runs):
-            first, inner, outer, last = _tiles_of_run(p, at + run, done, 0, p.keys, C)
-            state = _from_keys(p, fetch, q, do, state, lse, subtracted, batch, head, i, first, inner, C, True)
-            state = _from_keys(p, fetch, q, do, state, lse, subtracted, batch, head, i, inner, outer, C, False)
-            state = _from_keys(p, fetch, q, do, state, lse, subtracted, batch, head, i, outer, last, C, True)
-            done = tl.maximum(done, last)
-    else:
-        inner = p.keys // C.KEYS if C.MASK == 0 else 0
-        state = _from_keys(p, fetch, q, do, state, lse, subtracted, batch, head, i, 0, inner, C, False)
-        state = _from_keys(
-            p, fetch, q, do, state, lse, subtracted, batch, head, i, inner, tl.cdiv(p.keys, C.KEYS), C, True
-        )
+    state = _from_all_keys(p, fetch, q, do, lse, subtracted, batch, head, i, C, False)
+    if C.MASK != 0:  # noqa: SIM102
+        if _has_nan(state[0]):  # perhaps from keys that these rows do not see: look again
+            state = _from_all_keys(p, fetch, q, do, lse, subtracted, batch, head, i, C, True)
     _write(query_grad, batch, head, i, there, state[0] * scale, C.D, C.DP)
     if C.BIAS_GRAD and C.BIAS >= 2:
         tl.store(low + place, state[1], mask=there)
@@ -219,13 +309,14 @@ def dense_bias_kernel(p, base, delta, grad, out, batches, heads, row_blocks, key
         do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True)
         k = _tile(p.key, batch, head // p.group, j, C.D, C.DP, p.keys, True)
         v = _tile(p.value, batch, head // p.group, j, C.DV, C.DVP, p.keys, True)
-        s, tanh = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
-        dp = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
+        dot = _dot(q, k, C)
+        change = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
         place = (batch * p.heads + head).to(tl.int64) * p.queries + i
-        lse = _of_rows(base, place, there, True)
+        lse = _of_rows(base, place, there, True, INFINITY)
         subtracted = _of_rows(delta, place, there, True)
-        seen = _seen(p, batch, head, i[:, None], j[None, :], C) & there[:, None]
-        _, ds, _ = _change(s, tanh, dp, lse[:, None], subtracted[:, None], seen, C, True)
+        _, ds, _ = _change(
+            dot, change, lse[:, None], subtracted[:, None], p, batch, head, i[:, None], j[None, :], C, True, True
+        )
         total += ds
     to = out.pointer + (line // lines).to(tl.int64) * out.batch + (line % lines).to(tl.int64) * out.head
     i, j = block0 * C.ROWS + tl.arange(0, C.ROWS), tile0 * C.KEYS + tl.arange(0, C.KEYS)
@@ -254,15 +345,14 @@ def relative_bias_kernel(p, base, delta, grad, out, C: tl.constexpr):
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True).to(tl.float32)
     do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
     place = line.to(tl.int64) * p.queries + i
-    lse = _of_rows(base, place, there, True)
+    lse = _of_rows(base, place, there, True, INFINITY)
     subtracted = _of_rows(delta, place, there, True)
     for position in range(1, p.bias.count - 1):
         j = i + p.bias.offset + p.bias.first + position
         key = tl.where((j >= 0) & (j < p.keys), j, p.keys)
         k = _tile(p.key, batch, head // p.group, key, C.D, C.DP, p.keys, True).to(tl.float32)
         v = _tile(p.value, batch, head // p.group, key, C.DV, C.DVP, p.keys, True).to(tl.float32)
-        s, tanh = _score(tl.sum(q * k, 1), p, batch, head, i, j, C)
-        seen = _seen(p, batch, head, i, key, C) & there
-        _, ds, _ = _change(s, tanh, tl.sum(do * v, 1), lse, subtracted, seen, C, True)
+        dot, change = tl.sum(q * k, 1), tl.sum(do * v, 1)
+        _, ds, _ = _change(dot, change, lse, subtracted, p, batch, head, i, key, C, True, True)
         at = (line.to(tl.int64) * tl.num_programs(0) + block) * p.bias.count + position
         tl.store(out + at, tl.sum(ds, 0))

@@ -311,6 +311,14 @@ def _score(raw, p, batch, head, i, j, C: tl.constexpr):
 
 
 @triton.jit
+def _within(p, at, j):
+    """Whether keys lie in the interval of a place in the mask."""
+    start, stop = tl.load(p.mask.starts + at), tl.load(p.mask.stops + at)
+    # By one comparison: what lies before `start` is huge without a sign.
+    return (j - start).to(tl.uint32) < tl.maximum(stop - start, 0).to(tl.uint32)
+
+
+@triton.jit
 def _seen(p, batch, head, i, j, C: tl.constexpr):
     """Which keys which queries see; `i` and `j` broadcast against each other, `head` against `i`.
 
@@ -319,11 +327,9 @@ def _seen(p, batch, head, i, j, C: tl.constexpr):
     if C.MASK == 1:
         row = tl.minimum(i, p.queries - 1).to(tl.int64) * p.mask.runs
         row = row + batch.to(tl.int64) * p.mask.batch + head.to(tl.int64) * p.mask.head
-        seen = (j < 0) & (i < 0)
-        for run in range(p.mask.runs):
-            start, stop = tl.load(p.mask.starts + row + run), tl.load(p.mask.stops + row + run)
-            # Between the two, by one comparison: what lies before `start` is huge without a sign.
-            seen = seen | ((j - start).to(tl.uint32) < tl.maximum(stop - start, 0).to(tl.uint32))
+        seen = _within(p, row, j)
+        for run in range(1, p.mask.runs):
+            seen = seen | _within(p, row + run, j)
     else:
         seen = (j < p.keys) & (i >= 0)
     if C.MASK == 2:
@@ -798,9 +804,9 @@ def _span(p, spans, tile, batch, head, C: tl.constexpr):
 
 
 @triton.jit
-def _of_rows(numbers, place, there, CHECKED: tl.constexpr):
-    """A number for each of some rows; 0 for those that are not there, if that is checked."""
-    return tl.load(numbers + place, mask=there, other=0.0) if CHECKED else tl.load(numbers + place)
+def _of_rows(numbers, place, there, CHECKED: tl.constexpr, OTHER: tl.constexpr = 0.0):
+    """A number for each of some rows; `OTHER` for those that are not there, if that is checked."""
+    return tl.load(numbers + place, mask=there, other=OTHER) if CHECKED else tl.load(numbers + place)
 
 
 @triton.jit
