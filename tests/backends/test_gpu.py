@@ -128,28 +128,38 @@ class TestGPU(Conformance):
         self.check(Case(some, masks.causal(some.offset), dtype=torch.float16))
 
 
-def test_kernels_compile_for_a_gpu():
-    """For a Hopper GPU, by Triton's own compiler: the interpreter takes what that refuses."""
+def compiled_for(capability):
+    """What is said of each kernel that was compiled for a GPU of a compute capability."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("hopper.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    script = Path(__file__).with_name("compiling.py")
+    command = [sys.executable, str(script), str(capability)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    compiled = [json.loads(line) for line in done.stdout.splitlines()]
-    kernels = {
-        "rows",
-        "merge",
-        "bounds",
-        "spans",
-        "columns",
-        "cells",
-        "backward_start",
-        "backward_keys",
-        "backward_rows",
-        "relative_bias",
-    }
-    assert {about["kernel"] for about in compiled} == kernels
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+ALL = {"rows", "merge", "bounds", "spans", "columns", "cells", "backward_start", "backward_keys", "backward_rows"}
+WITH_PRODUCTS = {"rows", "columns", "backward_keys", "backward_rows"}
+
+
+def test_kernels_compile_for_hopper():
+    """By Triton's own compiler: the interpreter takes what that refuses."""
+    compiled = compiled_for(90)
+    assert {about["kernel"] for about in compiled} == {*ALL, "relative_bias"}
     for about in compiled:
-        assert about["shared"] <= 227 << 10, about  # bytes that a program may have
         assert not about["double"], about
-        if about["kernel"] in {"rows", "columns", "backward_keys", "backward_rows"}:
+        if about["kernel"] in WITH_PRODUCTS:
             assert about["wgmma"] or about["mma"], about  # tensor cores
+    first = {about["kernel"]: about for about in reversed(compiled)}
+    assert all(first[kernel]["wgmma"] and first[kernel]["tma"] for kernel in WITH_PRODUCTS)
+
+
+def test_kernels_compile_for_a_gpu_with_little_shared_memory():
+    """Of an RTX 4090: smaller tiles are taken there, and nothing that it does not have."""
+    compiled = compiled_for(89)
+    assert {about["kernel"] for about in compiled} == ALL
+    for about in compiled:
+        assert about["shared"] <= 99 << 10, about
+        assert not about["wgmma"], about
+        assert not about["tma"], about
+        assert about["mma"] or about["kernel"] not in WITH_PRODUCTS, about
