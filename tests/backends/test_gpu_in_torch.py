@@ -271,7 +271,30 @@ def test_the_host_waits_for_nothing(options, queries, monkeypatch):
     assert {"rows", "columns", "cells", "window", "backward_start", "backward_keys", "backward_rows"} <= set(launched)
 
 
+def test_how_many_rows_are_served(monkeypatch):
+    monkeypatch.setattr(gpu, "unavailable", lambda _: None)
+
+    def refusal(*shape):
+        x = torch.empty(*shape, device="meta")
+        return backends.get("gpu").refuses(scores.Problem(1.0), Inputs(x, x, x))
+
+    assert refusal(70_000, 12, 8, 64) is None
+    assert "at most 2,147,483,647 programs" in refusal(1 << 20, 1 << 10, 64, 64)
+
+
 # ---------------------------------------------------------------------------------------- on a GPU
+
+
+@needs_gpu
+def test_many_short_texts():
+    inputs = tensors(70_000, 1, 4, 16, grad=True)
+    asked = [statistics.Received(), statistics.Entropy()]
+    found = []
+    for backend in ("gpu", "tiled"):
+        output, report = saccade.attention(*inputs, mask=masks.causal(), statistics=asked, backend=backend)
+        found.append([output, report.received, report.entropy, *torch.autograd.grad(output.square().sum(), inputs)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
 @needs_gpu

@@ -46,7 +46,7 @@ from saccade.statistics import (
 
 WIDEST = 256  # D and Dv
 MOST_TOP_KEYS = 32  # that are kept in a program's registers
-MOST_LINES = 65_535  # batch elements times heads: programs along the second axis
+MOST_PROGRAMS = (1 << 31) - 1
 MOST_CELLS = 64 << 20  # bytes of sums of a map before they are added up by key; more are done in parts
 _CHUNK = 128  # numbers that a program adds up at a time
 
@@ -117,8 +117,11 @@ class GPU(Backend):
         width = max(inputs.query.shape[-1], inputs.value.shape[-1])
         if width > WIDEST:
             return f"the kernels serve heads up to {WIDEST} wide, and these are {width}"
-        lines = inputs.lengths.batch * inputs.lengths.heads
-        return f"{lines:,} heads in all are more than {MOST_LINES:,}" if lines > MOST_LINES else None
+        lengths = inputs.lengths
+        rows = lengths.batch * lengths.heads * max(lengths.queries, lengths.keys)
+        if rows // SMALLEST >= MOST_PROGRAMS:
+            return f"a GPU runs at most {MOST_PROGRAMS:,} programs, and these are {rows:,} rows"
+        return None
 
     def forward(self, problem: Problem, inputs: Inputs, statistics: Sequence[Statistic], *, want_lse: bool) -> Forward:
         """See `Backend.forward`. Memory: O(N D).
@@ -605,7 +608,7 @@ class _Run:
                 tiles = tiles._replace(rows=min(tiles.rows, power(-(-lengths.queries // max(cell_rows, 1)))))
             fetch = self._row_blocks(self.query, tiles), self._row_blocks(rows, tiles)
             arguments = (known, operand, product, sums, cells, edges, cell_rows, self._spans(tiles), part)
-            grid = (-(-lengths.keys // tiles.keys), lines)
+            grid = (-(-lengths.keys // tiles.keys) * lines,)
             self._launch("columns", grid, tiles, packed, *fetch, *arguments, self._form(tiles, width, form))
 
         self._fit("columns", width, run)
@@ -622,8 +625,8 @@ class _Run:
         new = partial(torch.empty, dtype=torch.int32, device=self.query.device)
         bounds, spans = new(batch, heads, blocks, mask.runs, 4), new(batch, heads, tiles_of_keys, 4)
         packed = self._packed(None)
-        self._launch("bounds", (blocks, batch * heads), _MERGING, packed, bounds, tiles.rows)
-        grid = (tiles_of_keys, batch * heads)
+        self._launch("bounds", (blocks * batch * heads,), _MERGING, packed, bounds, tiles.rows)
+        grid = (tiles_of_keys * batch * heads,)
         self._launch("spans", grid, _MERGING, packed, bounds, spans, blocks, tiles.keys, _CHUNK)
         self._known_spans[size] = self.kernels.Spans(spans, shared_stride(spans, 0), shared_stride(spans, 1))
         return self._known_spans[size]
@@ -638,7 +641,7 @@ class _Run:
         packed = self._packed(None)
 
         def run(tiles: Tiling) -> None:
-            grid = (-(-columns // tiles.keys), -(-rows // tiles.rows), self.lines)
+            grid = (-(-columns // tiles.keys) * -(-rows // tiles.rows) * self.lines,)
             self._launch("window", grid, tiles, packed, results, result, *bounds, self._form(tiles, 1))
 
         self._fit("columns", 1, run)
@@ -658,20 +661,20 @@ class _Run:
         packed, grad = self._packed(self.value), self._operand(grad_output)
         numbers = (x.float().contiguous() for x in (forward.lse, grad_lse))
         start = (self._operand(unit_stride(forward.output)), grad, *numbers, base, delta)
-        grid = (-(-lengths.queries // _STARTING.rows), self.lines)
+        grid = (-(-lengths.queries // _STARTING.rows) * self.lines,)
         self._launch("backward_start", grid, _STARTING, packed, *start, self._form(_STARTING, width))
         arguments = (base, delta, grad)
         query_grad, key_grad, value_grad = (self._operand(x) for x in grads)
         scale = self.problem.scale
 
         def by_keys(tiles: Tiling) -> None:
-            grid = (-(-lengths.keys // tiles.keys), self.lines // self.inputs.group)
+            grid = (-(-lengths.keys // tiles.keys) * self.lines // self.inputs.group,)
             fetch = self._row_blocks(self.query, tiles), self._row_blocks(grad_output, tiles)
             rest = (key_grad, value_grad, self._spans(tiles), scale, self._form(tiles, width))
             self._launch("backward_keys", grid, tiles, packed, *fetch, *arguments, *rest)
 
         def by_rows(tiles: Tiling) -> None:
-            grid = (-(-lengths.queries // tiles.rows), self.lines)
+            grid = (-(-lengths.queries // tiles.rows) * self.lines,)
             fetch = self._key_blocks(self.key, tiles), self._key_blocks(self.value, tiles)
             form = self._form(tiles, width)._replace(BIAS_GRAD=ends)
             self._launch("backward_rows", grid, tiles, packed, *fetch, *arguments, query_grad, low, high, scale, form)
@@ -704,7 +707,7 @@ class _Run:
                 blocks if rows == 1 else 1,
                 tiles_of_keys if keys == 1 else 1,
             )
-            grid = (1 if keys == 1 else tiles_of_keys, 1 if rows == 1 else blocks, batch * heads)
+            grid = ((1 if keys == 1 else tiles_of_keys) * (1 if rows == 1 else blocks) * batch * heads,)
             form = self._form(tiles, width)._replace(SUM_ROWS=rows == 1, SUM_KEYS=keys == 1)
             self._launch("dense_bias", grid, tiles, *arguments, out, *shared, form)
 
@@ -716,7 +719,7 @@ class _Run:
         blocks = -(-lengths.queries // _BAND)
         parts = torch.zeros(lengths.batch, lengths.heads, blocks, count, device=self.query.device)
         form = self._form(_MERGING._replace(rows=_BAND), self.value.shape[-1])
-        self._launch("relative_bias", (blocks, self.lines), _MERGING, *arguments, parts, form)
+        self._launch("relative_bias", (blocks * self.lines,), _MERGING, *arguments, parts, form)
         result = parts.double().sum(-2)
         for place, end in zip((0, -1), ends, strict=True):
             assert end is not None

@@ -18,6 +18,7 @@ from saccade.backends.gpu_kernels import (
     _dot,
     _finite,
     _of_rows,
+    _program,
     _score,
     _seen,
     _span,
@@ -40,12 +41,13 @@ def backward_start_kernel(p, output, grad, lse, grad_lse, base, delta, C: tl.con
         output, grad: `Operand`s, the output and its gradient.
         lse, grad_lse: ``(B, H, Nq)``, contiguous, like `base` and `delta`.
     """
-    batch, head = tl.program_id(1) // p.heads, tl.program_id(1) % p.heads
-    i = tl.program_id(0) * C.ROWS + tl.arange(0, C.ROWS)
+    block, line = _program(tl.cdiv(p.queries, C.ROWS))
+    batch, head = line // p.heads, line % p.heads
+    i = block * C.ROWS + tl.arange(0, C.ROWS)
     there = i < p.queries
     o = _tile(output, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
     do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
-    place = tl.program_id(1).to(tl.int64) * p.queries + i
+    place = line.to(tl.int64) * p.queries + i
     found = tl.sum(o * do, 1) - _of_rows(grad_lse, place, there, True)
     tl.store(delta + place, found, mask=there)
     tl.store(base + place, _base_of(_of_rows(lse, place, there, True), C), mask=there)
@@ -170,9 +172,9 @@ def backward_keys_kernel(
         grad: an `Operand`, the output's gradient.
         key_grad, value_grad: `Operand`s.
     """
-    tile = tl.program_id(0)
+    tile, line = _program(tl.cdiv(p.keys, C.KEYS))
     key_heads = p.heads // p.group
-    batch, key_head = tl.program_id(1) // key_heads, tl.program_id(1) % key_heads
+    batch, key_head = line // key_heads, line % key_heads
     j = tile * C.KEYS + tl.arange(0, C.KEYS)
     k = _tile(p.key, batch, key_head, j, C.D, C.DP, p.keys, True)
     v = _tile(p.value, batch, key_head, j, C.DV, C.DVP, p.keys, True)
@@ -266,8 +268,10 @@ def backward_rows_kernel(p, key_blocks, value_blocks, base, delta, grad, query_g
         low, high: ``(B, H, Nq)``, with BIAS_GRAD: each row's part of the gradient of ALiBi's slope (low), or of the
             first and the last value of a relative bias, which stand for all positions beyond.
     """
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    batch, head = tl.program_id(1) // p.heads, tl.program_id(1) % p.heads
+    blocks = tl.cdiv(p.queries, C.ROWS)
+    block, line = _program(blocks)
+    block = blocks - 1 - block  # the longest first, under a causal mask
+    batch, head = line // p.heads, line % p.heads
     i = block * C.ROWS + tl.arange(0, C.ROWS)
     there = i < p.queries
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
@@ -296,7 +300,9 @@ def dense_bias_kernel(p, base, delta, grad, out, batches, heads, row_blocks, key
         batches, heads, row_blocks, key_tiles: how many batch elements, heads, blocks of rows and tiles of keys share
             one value of the bias.
     """
-    tile0, block0, line = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile0, rest = _program(1 if C.SUM_KEYS else tl.cdiv(p.keys, C.KEYS))
+    blocks = 1 if C.SUM_ROWS else tl.cdiv(p.queries, C.ROWS)
+    block0, line = rest % blocks, rest // blocks
     lines = p.heads // heads
     total = _zeros(C.ROWS, C.KEYS)
     for shared in range(batches * heads * row_blocks * key_tiles):
@@ -338,7 +344,8 @@ def relative_bias_kernel(p, base, delta, grad, out, C: tl.constexpr):
 
     A position is one key for each row, so that scores here are no product of matrices.
     """
-    block, line = tl.program_id(0), tl.program_id(1)
+    blocks = tl.cdiv(p.queries, C.ROWS)
+    block, line = _program(blocks)
     batch, head = line // p.heads, line % p.heads
     i = block * C.ROWS + tl.arange(0, C.ROWS)
     there = i < p.queries
@@ -354,5 +361,5 @@ def relative_bias_kernel(p, base, delta, grad, out, C: tl.constexpr):
         v = _tile(p.value, batch, head // p.group, key, C.DV, C.DVP, p.keys, True).to(tl.float32)
         dot, change = tl.sum(q * k, 1), tl.sum(do * v, 1)
         _, ds, _ = _change(dot, change, lse, subtracted, p, batch, head, i, key, C, True, True)
-        at = (line.to(tl.int64) * tl.num_programs(0) + block) * p.bias.count + position
+        at = (line.to(tl.int64) * blocks + block) * p.bias.count + position
         tl.store(out + at, tl.sum(ds, 0))

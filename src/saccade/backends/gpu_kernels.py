@@ -152,6 +152,12 @@ class Problem(NamedTuple):
     pages: Pages | None
 
 
+@triton.jit
+def _program(count):
+    """Which of the `count` programs of a line this one is, and which line. Only a grid's first axis is long enough."""
+    return tl.program_id(0) % count, tl.program_id(0) // count
+
+
 # ---------------------------------------------------------------------------------------- tiles of the inputs
 
 
@@ -720,9 +726,10 @@ def merge_kernel(p, sums, parts, out, results, splits, C: tl.constexpr, SPLITS: 
 @triton.jit
 def bounds_kernel(p, bounds, ROWS: tl.constexpr):
     """Of each block of rows and run of its intervals: keys that some row sees, and keys that all see, ``(..., 4)``."""
-    block, line = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(p.queries, ROWS)
+    block, line = _program(blocks)
+    line = line.to(tl.int64)
     row = tl.minimum(block * ROWS + tl.arange(0, ROWS), p.queries - 1)
-    blocks = tl.num_programs(0)
     for run in range(p.mask.runs):
         at = (line * p.queries + row) * p.mask.runs + run
         starts, stops = tl.load(p.mask.starts + at), tl.load(p.mask.stops + at)
@@ -737,7 +744,9 @@ def bounds_kernel(p, bounds, ROWS: tl.constexpr):
 @triton.jit
 def spans_kernel(p, bounds, spans, blocks, KEYS: tl.constexpr, CHUNK: tl.constexpr):
     """Of each block of keys: the blocks of rows to look at, and which in a row among them are inside, ``(..., 4)``."""
-    tile, line = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(p.keys, KEYS)
+    tile, line = _program(tiles)
+    line = line.to(tl.int64)
     start = tile * KEYS
     stop = start + KEYS
     first, last, inner = blocks, 0, blocks
@@ -755,7 +764,7 @@ def spans_kernel(p, bounds, spans, blocks, KEYS: tl.constexpr, CHUNK: tl.constex
     first = tl.minimum(first, last)
     inner = tl.minimum(tl.maximum(inner, first), last)
     outer = tl.maximum(outer, inner)
-    to = spans + (line * tl.num_programs(0) + tile) * 4
+    to = spans + (line * tiles + tile) * 4
     tl.store(to, first)
     tl.store(to + 1, inner)
     tl.store(to + 2, outer)
@@ -893,8 +902,8 @@ def columns_kernel(
         edges, cell_rows: where the ranges begin and the last ends, and how many there are.
         part: the first batch element and head, counted together.
     """
-    tile = tl.program_id(0)
-    line = tl.program_id(1) + part
+    tile, place = _program(tl.cdiv(p.keys, C.KEYS))
+    line = place + part
     batch, head = line // p.heads, line % p.heads
     j = tile * C.KEYS + tl.arange(0, C.KEYS)
     k = _of_keys(p.key, None, p, batch, head // p.group, tile * C.KEYS, C.D, C.DP, C, True)
@@ -916,7 +925,7 @@ def columns_kernel(
         if sums is not None or not C.PEAK:
             whole += tl.sum(found, 0)
         if cells is not None:
-            at = cells + (tl.program_id(1).to(tl.int64) * cell_rows + cell) * p.keys + j
+            at = cells + (place.to(tl.int64) * cell_rows + cell) * p.keys + j
             tl.store(at, tl.reduce(peaks, 0, _larger) if C.PEAK else tl.sum(found, 0), mask=j < p.keys)
     if sums is not None:
         tl.store(sums + line.to(tl.int64) * p.keys + j, whole, mask=j < p.keys)
@@ -944,12 +953,14 @@ def cells_kernel(cells, out, edges, keys, columns, PEAK: tl.constexpr, CHUNK: tl
 @triton.jit
 def window_kernel(p, results, out, row_start, row_stop, key_start, key_stop, C: tl.constexpr):
     """Weights of some queries and keys, ``(B, H, rows, columns)``, from an lse."""
-    line = tl.program_id(2)
+    tile, rest = _program(tl.cdiv(key_stop - key_start, C.KEYS))
+    blocks = tl.cdiv(row_stop - row_start, C.ROWS)
+    block, line = rest % blocks, rest // blocks
     batch, head = line // p.heads, line % p.heads
-    i = row_start + tl.program_id(1) * C.ROWS + tl.arange(0, C.ROWS)
-    j = key_start + tl.program_id(0) * C.KEYS + tl.arange(0, C.KEYS)
+    i = row_start + block * C.ROWS + tl.arange(0, C.ROWS)
+    j = key_start + tile * C.KEYS + tl.arange(0, C.KEYS)
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
-    k = _of_keys(p.key, None, p, batch, head // p.group, key_start + tl.program_id(0) * C.KEYS, C.D, C.DP, C, True)
+    k = _of_keys(p.key, None, p, batch, head // p.group, key_start + tile * C.KEYS, C.D, C.DP, C, True)
     s, _ = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
     there = i < row_stop
     base, share = _rows_of_state(results, line.to(tl.int64) * p.queries + i, there, C, True)
