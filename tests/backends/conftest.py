@@ -32,12 +32,22 @@ def kernels(monkeypatch):
 
 
 def _dot(builder, a, b, total, *_):
-    """A product of matrices. As on a GPU, its digits do not depend on which of the two is named first."""
+    """A product of matrices. As on a GPU, its digits do not depend on which of the two is named first.
+
+    The interpreter keeps bfloat16 as the bits of integers, and would multiply those.
+    """
     from triton.runtime.interpreter import TensorHandle
 
     del builder
-    product = a.data.astype(np.float64) @ b.data.astype(np.float64)
+    product = _numbers(a) @ _numbers(b)
     return TensorHandle((product + total.data).astype(total.data.dtype), total.dtype.scalar)
+
+
+def _numbers(handle):
+    bits = handle.data
+    if handle.dtype.scalar.is_bf16():
+        bits = (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.astype(np.float64)
 
 
 # Modules whose functions the interpreter was prepared for. It does that in each call from kernel to function, and never

@@ -123,9 +123,16 @@ class TestGPU(Conformance):
         case = Case(shape, masks.causal(shape.offset), dtype=self.dtypes[0])
         self.check(case, [statistics.LogSumExp(), *groups])
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("some", FEW_SHAPES[4:], ids=str)
-    def test_float16(self, some):
-        self.check(Case(some, masks.causal(some.offset), dtype=torch.float16))
+    def test_half_precision(self, some, dtype):
+        self.check(Case(some, masks.causal(some.offset), dtype=dtype))
+
+    @pytest.mark.parametrize("mask", ["none", "sinks-and-window", "dense"])
+    def test_bfloat16(self, mask):
+        shape = Shape(1, 4, 2, 70, 150, 32, 24)
+        sinks = torch.randn(4)
+        self.check(Case(shape, MASKS_BY_NAME[mask](shape), sinks=sinks, softcap=5.0, dtype=torch.bfloat16))
 
 
 def compiled_for(capability):
