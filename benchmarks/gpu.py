@@ -4,8 +4,8 @@
 
 `--check` runs the GPU's tests there, in all dtypes. `--tune` measures candidates for the kernels' tiles, as `saccade
 tune` does, prints lines for `backends/gpu_tiles.py`, and goes on with the fastest. `--bench` prints tables; `--write`
-puts them into docs/benchmarks/gpu.md. `--rehearse` goes through all of it without a GPU, with tiny sizes in Triton's
-interpreter: it shows that the script works, and its times mean nothing.
+puts them into docs/benchmarks/gpu.md. `--rehearse` goes through what is asked for without a GPU, with tiny sizes in
+Triton's interpreter: it shows that the script works, and its times mean nothing.
 
 Peers are PyTorch's: scaled_dot_product_attention with FlashAttention-2, cuDNN or the memory-efficient kernel behind it,
 and FlexAttention, compiled.
@@ -500,37 +500,50 @@ def conditions() -> str:
     )
 
 
-def main() -> None:
-    """Do what the command line says."""
+def asked() -> tuple[argparse.Namespace, list[str]]:
+    """What the command line says, and the sections that it names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, what in (
         ("check", "run the tests of the GPU kernels"),
         ("tune", "find the fastest tiles"),
         ("bench", "measure"),
-        ("rehearse", "go through it without a GPU"),
+        ("rehearse", "go through what is asked for without a GPU"),
     ):
         parser.add_argument(f"--{name}", action="store_true", help=what)
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(SECTIONS)}")
-    parser.add_argument("--write", action="store_true", help="keep the result in docs/benchmarks")
+    parser.add_argument("--write", action="store_true", help="keep the result of a whole --bench in docs/benchmarks")
     chosen = parser.parse_args()
-    if chosen.rehearse:
-        global SIZES  # noqa: PLW0603  what the whole run is of
-        SIZES = REHEARSAL
-        os.environ["TRITON_INTERPRET"] = "1"
-    elif not torch.cuda.is_available():
+    names = [name.strip() for name in chosen.only.split(",")] if chosen.only else list(SECTIONS)
+    unknown = [name for name in names if name not in SECTIONS]
+    if not (chosen.rehearse or torch.cuda.is_available()):
         parser.error("no GPU is found: this script measures one; --rehearse goes through it without")
+    if unknown:
+        parser.error(f"--only {chosen.only}: there is no {unknown[0]!r}; expected some of {','.join(SECTIONS)}")
     if not (chosen.check or chosen.tune or chosen.bench):
         parser.error("nothing to do: say --check, --tune or --bench")
+    if chosen.only and not chosen.bench:
+        parser.error("--only is of --bench")
+    if chosen.write and (chosen.only or chosen.rehearse or not chosen.bench):
+        parser.error("--write is of a whole --bench on a GPU")
+    return chosen, names
+
+
+def main() -> None:
+    """Do what the command line says."""
+    global SIZES  # noqa: PLW0603  what the whole run is of
+    chosen, names = asked()
+    if chosen.rehearse:
+        SIZES = REHEARSAL
+        os.environ["TRITON_INTERPRET"] = "1"
     if chosen.check:
         check()
     if chosen.tune:
         tune()
     if chosen.bench:
-        names = chosen.only.split(",") if chosen.only else list(SECTIONS)
         found = {title: run() for title, run in (SECTIONS[name] for name in names)}
         text = "\n\n".join(f"## {title}\n\n{section.text}" for title, section in found.items())
-        write = chosen.write and not chosen.only and not chosen.rehearse
-        publish("gpu", "On a GPU", f"Conditions: {conditions()}.\n\n{text}", write=write, command="benchmarks/gpu.py")
+        said = f"Conditions: {conditions()}.\n\n{text}"
+        publish("gpu", "On a GPU", said, write=chosen.write, command="benchmarks/gpu.py")
 
 
 if __name__ == "__main__":

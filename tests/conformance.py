@@ -378,6 +378,52 @@ class Conformance:
         assert_close(ours, exact, 2 * FLOOR[dtype], "output")
         assert_reports_agree(report, exact_report, 1e-5)
 
+    def test_groups_that_nobody_is_of(self) -> None:
+        query = torch.randn(2, 4, 5, 8).to(self.dtypes[0])
+        nobody = torch.full((5,), -1)
+        asked = [statistics.Received(nobody), statistics.Mass(nobody), statistics.Entropy()]
+        _, report = saccade.attention(query, query, query, statistics=asked, backend=self.backend)
+        assert report.received.shape == (2, 4, 0, 5)
+        assert report.mass.shape == (2, 4, 5, 0)
+        assert report.entropy.isfinite().all()
+
+    def test_nan_is_of_one_group(self) -> None:
+        """What a query with NaN gives is unknown; what those of other groups give is not."""
+        query, key, value = (torch.randn(1, 2, 5, 8).to(self.dtypes[0]) for _ in range(3))
+        query[0, 1, 3] = torch.nan
+        asked = statistics.Received(torch.tensor([0, 1, 1, 2, -1]))
+        _, report = saccade.attention(query, key, value, mask=masks.causal(), statistics=asked, backend=self.backend)
+        expected = torch.zeros(2, 3, 5, dtype=torch.bool)
+        expected[1, 2, :4] = True
+        assert torch.equal(report.received[0].isnan().cpu(), expected.cpu())
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+    def test_gradients_that_are_not_finite(self, bad: float) -> None:
+        """They come out wherever they are seen, on the way back as well."""
+        leaves = [torch.randn(1, 1, 70, 4).to(self.dtypes[0]).requires_grad_() for _ in range(3)]
+        grad = torch.randn(1, 1, 70, 4).to(self.dtypes[0])
+        grad[0, 0, 33, 2] = bad
+        output = saccade.attention(*leaves, mask=masks.causal(), backend=self.backend)
+        query, key, value = torch.autograd.grad(output, leaves, grad)
+        assert not query[0, 0, 33].isfinite().any()
+        assert query[0, 0, :33].isfinite().all()
+        assert not key[0, 0, :34].isfinite().any()
+        assert not value[0, 0, :34, 2].isfinite().any()
+
+    def test_gradients_of_rows_of_very_negative_floats(self) -> None:
+        """Such a row is uniform; its lse has lost the logarithm of how many keys it sees."""
+        dtype = self.dtypes[0]
+        query, key, value = (torch.randn(1, 1, 40, 4).to(dtype).requires_grad_() for _ in range(3))
+        bias = torch.zeros(40, 40)
+        bias[7] = torch.finfo(torch.float32).min
+        output = saccade.attention(query, key, value, bias=bias, backend=self.backend)
+        (found,) = torch.autograd.grad(output[0, 0, 7].sum(), value)
+        assert_close(found, torch.full((1, 1, 40, 4), 1 / 40, dtype=torch.float64), 2 * FLOOR[dtype], "gradient")
+
+    @pytest.mark.parametrize("softcap", [1e-2, 1e2, 1e5, 1e8, 1e30])
+    def test_softcaps_of_all_sizes(self, softcap: float) -> None:
+        self.check(Case(Shape(1, 2, 2, 40, 40, 16, 16), softcap=softcap, dtype=self.dtypes[0]))
+
     @pytest.mark.parametrize("bad", [torch.inf, -torch.inf])
     def test_infinite_scores_with_softcap(self, bad: float) -> None:
         """A softcap bounds what is infinite, but it was no number that can be told."""

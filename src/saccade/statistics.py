@@ -373,7 +373,10 @@ class Received(Statistic):
             sums = tile.weights.sum(-2)
         else:
             groups = tile.area.of(self.by[:, None, :, None], queries=True)[..., 0]
-            sums = one_hot(groups, self.count or 0, tile.weights.dtype).mT @ tile.weights
+            member = one_hot(groups, self.count or 0, tile.weights.dtype).mT
+            unknown = tile.weights.isnan()  # of one group only, and 0 * NaN would be NaN in all
+            sums = member @ tile.weights.masked_fill(unknown, 0.0)
+            sums = sums.masked_fill(member @ unknown.to(member.dtype) > 0, torch.nan)
         target = tile.heads_of(result[0])
         if self.over_heads:
             sums, target = sums.sum(1), result[0][tile.area.batch]

@@ -1,5 +1,7 @@
 """How tests run the Triton kernels: on a GPU where there is one, else in Triton's interpreter on the CPU's tensors."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,8 @@ def kernels(monkeypatch):
     monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
     # The interpreter computes with NumPy, which warns of what a GPU computes without a word: log2 of 0, inf - inf.
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* encountered", RuntimeWarning)
         yield
 
 

@@ -15,7 +15,7 @@ from conformance import MASKS as MASKS_BY_NAME
 from conformance import SHAPES, Case, Conformance, Shape
 
 import saccade
-from saccade import masks, statistics
+from saccade import masks, scores, statistics
 from saccade.backends import gpu
 
 pytest.importorskip("triton", reason="triton is an extra: pip install 'saccade[gpu]'")
@@ -94,10 +94,10 @@ class TestGPU(Conformance):
     @pytest.mark.parametrize("start", [0, 1])
     def test_descriptors(self, start, monkeypatch):
         """Where rows begin at multiples of 16 bytes blocks come by descriptors, and elsewhere without."""
-        from triton.tools import tensor_descriptor
+        from saccade.backends import gpu_kernels
 
-        made, kind = [], tensor_descriptor.TensorDescriptor
-        monkeypatch.setattr(tensor_descriptor, "TensorDescriptor", lambda *form: made.append(form) or kind(*form))
+        made, kind = [], gpu_kernels.TensorDescriptor
+        monkeypatch.setattr(gpu_kernels, "TensorDescriptor", lambda *form: made.append(form) or kind(*form))
         torch.manual_seed(0)
         parts = torch.randn(2, 40, 3, 3, 32)[..., start : start + 16].unbind(2)
         memory = parts[0].untyped_storage().data_ptr()
@@ -122,6 +122,32 @@ class TestGPU(Conformance):
         groups = statistics.Mass(torch.arange(70) % 4, 4), statistics.Received(torch.arange(33) % 4, 4)
         case = Case(shape, masks.causal(shape.offset), dtype=self.dtypes[0])
         self.check(case, [statistics.LogSumExp(), *groups])
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+    def test_gradients_and_rows_that_are_not_finite(self, bad):
+        """What does not see them stays a number."""
+        query, key, value, rows = (torch.randn(1, 1, 70, 4) for _ in range(4))
+        rows[0, 0, 33, 2] = bad
+        seen = torch.zeros(70, 4, dtype=torch.bool)
+        seen[:34, 2] = True
+        value.requires_grad_()
+        output = saccade.attention(query, key, value, mask=masks.causal(), backend="gpu")
+        (grad,) = torch.autograd.grad(output, value, rows)
+        product = saccade.Pattern(query, key, mask=masks.causal(), backend="gpu").mT @ rows
+        assert torch.equal(grad[0, 0].isnan(), seen)
+        assert torch.equal(product[0, 0].isnan(), seen)
+
+    def test_relative_biases_beyond_32_bits(self):
+        query = torch.randn(1, 2, 5, 8)
+        values = torch.randn(2, 5)
+        far = (
+            scores.RelativeBias(values, -2, offset=-(1 << 31)),
+            scores.RelativeBias(values, -(1 << 31)),
+            scores.RelativeBias(values, (1 << 31) - 10),
+        )
+        for bias in far:
+            ours, theirs = (saccade.attention(query, query, query, bias=bias, backend=b) for b in ("gpu", "tiled"))
+            torch.testing.assert_close(ours, theirs)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("some", FEW_SHAPES[4:], ids=str)
@@ -152,7 +178,7 @@ WITH_PRODUCTS = {"rows", "columns", "backward_keys", "backward_rows"}
 def test_kernels_compile_for_hopper():
     """By Triton's own compiler: the interpreter takes what that refuses."""
     compiled = compiled_for(90)
-    assert {about["kernel"] for about in compiled} == {*ALL, "relative_bias"}
+    assert {about["kernel"] for about in compiled} == {*ALL, "relative_bias", "product"}
     for about in compiled:
         assert not about["double"], about
         if about["kernel"] in WITH_PRODUCTS:

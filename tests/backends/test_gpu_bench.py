@@ -48,7 +48,13 @@ def test_rehearsal():
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--bench"], "no GPU is found"), (["--rehearse"], "nothing to do: say --check, --tune or --bench")],
+    [
+        (["--bench"], "no GPU is found"),
+        (["--rehearse"], "nothing to do: say --check, --tune or --bench"),
+        (["--rehearse", "--bench", "--only", "forward, nothing"], "there is no 'nothing'"),
+        (["--rehearse", "--tune", "--only", "forward"], "--only is of --bench"),
+        (["--rehearse", "--bench", "--write"], "--write is of a whole --bench on a GPU"),
+    ],
 )
 def test_what_cannot_be_done_is_said(arguments, said):
     done = bench(*arguments)

@@ -74,10 +74,13 @@ LINES = [
     '[["rows", 2, 64, 64, 64, 4, 2, 1]]',
     '[["rows", 2, 64, 64, 64, 4, 2, true, true, true]]',
     '[["rows", 2, 63, 64, 64, 4, 2]]',
+    '[["rows", 2, 64, 64.0, 64, 4, 2]]',
 ]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\xff", *(f'{{"Card, triton 1": {lines}}}' for lines in LINES)])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "\xff", "[" * 100_000, *(f'{{"Card, triton 1": {lines}}}' for lines in LINES)]
+)
 def test_a_file_that_is_none_is_passed_over_and_said(cache, text):
     cache.parent.mkdir()
     cache.write_text(text, encoding="latin-1")
@@ -85,6 +88,33 @@ def test_a_file_that_is_none_is_passed_over_and_said(cache, text):
         assert gpu_tiles.tuned(CARD) == {}
     gpu_tiles.keep_tuned(CARD, {PLACE: OTHER})
     assert gpu_tiles.tuned(CARD) == {PLACE: OTHER}
+
+
+@pytest.mark.parametrize("where", ["file", "folder"])
+def test_a_file_that_cannot_be_written_is_said(cache, where, run, monkeypatch):
+    """Before anything is measured; attention goes on with the table."""
+    if where == "file":
+        cache.mkdir(parents=True)
+    else:
+        cache.parent.write_text("no folder")
+    if where == "file":
+        with pytest.warns(UserWarning, match="saccade tune"):
+            assert gpu_tiles.tuned(CARD) == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(gpu, "unavailable", lambda _: None)
+    code, out, error = run("tune")
+    assert (code, out) == (2, "")
+    assert error.startswith(f"saccade: {cache} cannot be written: ")
+    assert "XDG_CACHE_HOME" in error
+
+
+def test_no_home(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert str(gpu_tiles.tuned_file()) == "/somewhere/.cache/saccade/gpu-tiles.json"
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert gpu_tiles.tuned_file().name == "gpu-tiles.json"
 
 
 def _answers(queries=70, keys=150):

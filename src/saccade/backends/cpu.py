@@ -91,7 +91,7 @@ class CPU(Backend):
         fields, keep = _problem(problem, inputs)
         _tensor(fields, "output", output)
         fields["lse"] = lse.data_ptr()
-        records = [_record(s, r) for s, r in zip(statistics, results, strict=True) if not isinstance(s, LogSumExp)]
+        records = _records(statistics, results)
         try:
             _library().call("forward", fields, records)
         except NotFiniteError:
@@ -111,7 +111,7 @@ class CPU(Backend):
     ) -> list[Tensors]:
         """See `Backend.observe`. O(Nq Nk D) time, no memory beyond the results."""
         results = [statistic.empty(inputs.lengths, torch.float32) for statistic in statistics]
-        records = [_record(s, r) for s, r in zip(statistics, results, strict=True) if not isinstance(s, LogSumExp)]
+        records = _records(statistics, results)
         lse = lse.float().contiguous()
         fields, keep = _problem(problem, _with_unit_stride(inputs))
         fields |= {"value": 0, "lse": lse.data_ptr(), "partial": int(partial)}
@@ -301,6 +301,15 @@ def _bias_gradient(grad: Tensor) -> Fields:
     names = ("bias_grad_batch", "bias_grad_head", "bias_grad_row", "bias_grad_key")
     strides = {name: shared_stride(grad, dim) for dim, name in enumerate(names[: grad.dim()])}
     return {"bias_grad": grad.data_ptr(), "bias_grad_size": grad.numel()} | strides
+
+
+def _records(statistics: Sequence[Statistic], results: Sequence[Tensors]) -> list[dict[str, int]]:
+    """The statistics that there is something to compute of; the lse is none of them."""
+    return [
+        _record(statistic, result)
+        for statistic, result in zip(statistics, results, strict=True)
+        if not isinstance(statistic, LogSumExp) and result[0].numel()
+    ]
 
 
 def _record(statistic: Statistic, result: Tensors) -> dict[str, int]:

@@ -282,9 +282,7 @@ class _Run:
             return None
         if x.shape[:2] != (self.inputs.lengths.batch, heads) or not described(x):
             return None
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
-        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, count, power(x.shape[-1])])
+        return self.kernels.TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, count, power(x.shape[-1])])
 
     def _packed(self, value: Tensor | None) -> Any:
         """The problem, with these values."""
@@ -335,8 +333,7 @@ class _Run:
             shared_stride(values, 1),
             row=shared_stride(values, 2) if dense else 0,
             key=shared_stride(values, 3) if dense else 0,
-            offset=bias.offset or 0,
-            first=bias.first if isinstance(bias, RelativeBias) else 0,
+            offset=_shift(bias),
             count=values.shape[-1],
         )
 
@@ -358,13 +355,11 @@ class _Run:
 
     def _fit(self, kernel: str, width: int, run: Callable[[Tiling], None]) -> None:
         """Run a kernel with the first tiles that fit into the GPU's shared memory; `width` is that of values."""
-        from triton.runtime.errors import OutOfResources
-
         place = place_of(kernel, self.dtype, max(width, self.query.shape[-1]))
         for tiles in candidates(place, self.query.device):
             try:
                 return run(self._slimmed(tiles))
-            except OutOfResources:
+            except self.kernels.OutOfResources:
                 continue
         raise BackendError(f"backend 'gpu': no tiles of kernel {kernel!r} fit into the shared memory of this GPU")
 
@@ -552,17 +547,33 @@ class _Run:
     def _received(self, statistic: Received, known: Any) -> Tensor:
         """What keys receive from groups of queries: the transposed pattern times which group each query is of."""
         assert statistic.by is not None
-        return self.product(_membership(statistic.by, statistic.count or 0), known, precision="tf32x3").mT
+        return self.product(_membership(statistic.by, statistic.count or 0), known, groups=True).mT
 
-    def product(self, rows: Tensor, known: Any, precision: str | None = None) -> Tensor:
-        """The transposed pattern times ``rows (B | 1, H | 1, Nq, Y)``, float32 ``(B, H, Nk, Y)``."""
+    def product(self, rows: Tensor, known: Any, *, groups: bool = False) -> Tensor:
+        """The transposed pattern times ``rows (B | 1, H | 1, Nq, Y)``, float32 ``(B, H, Nk, Y)``.
+
+        `groups`: rows say which group each is of.
+        """
         lengths, rows = self.inputs.lengths, unit_stride(rows)
         result = self.new_rows(lengths.batch, lengths.heads, lengths.keys, rows.shape[-1])
         for start in range(0, rows.shape[-1], _COLUMNS):
             part = rows[..., start : start + _COLUMNS]
-            product = self.new_rows(*result.shape[:-1], part.shape[-1])
-            self._columns(known, rows=part, product=product, precision=precision)
-            result[..., start : start + _COLUMNS] = product
+            result[..., start : start + _COLUMNS] = self._product(part, known, groups=groups)
+        return result
+
+    def _product(self, rows: Tensor, known: Any, *, groups: bool) -> Tensor:
+        lengths, packed, width = self.inputs.lengths, self._packed(None), rows.shape[-1]
+        result = self.new_rows(lengths.batch, lengths.heads, lengths.keys, width)
+        form = self.form._replace(GROUPS=groups, PRODUCT="tf32x3" if groups else self.form.PRECISION)
+        operand = self._operand(rows)
+
+        def run(tiles: Tiling) -> None:
+            fetch = self._row_blocks(self.query, tiles), self._row_blocks(rows, tiles)
+            arguments = (known, operand, result, self._spans(tiles), self._form(tiles, width, form))
+            grid = (-(-lengths.keys // tiles.keys) * self.lines,)
+            self._launch("product", grid, tiles, packed, *fetch, *arguments)
+
+        self._fit("columns", width, run)
         return result
 
     def _map(self, statistic: Map, known: Any, sums: Tensor | None) -> Tensor:
@@ -586,32 +597,26 @@ class _Run:
         self,
         known: Any,
         *,
-        rows: Tensor | None = None,
-        product: Tensor | None = None,
         sums: Tensor | None = None,
         cells: Tensor | None = None,
         part: int = 0,
         peak: bool = False,
-        precision: str | None = None,
     ) -> None:
-        """A pass by columns; see `gpu_kernels.columns_kernel`."""
+        """What keys receive; see `gpu_kernels.columns_kernel`."""
         lengths, packed = self.inputs.lengths, self._packed(None)
-        width = 1 if rows is None else rows.shape[-1]
         cell_rows = 1 if cells is None else cells.shape[1]
         lines = self.lines if cells is None else cells.shape[0]
-        operand = None if rows is None else self._operand(rows)
         edges = cell_bounds(lengths.queries, cell_rows, self.query.device).int()
-        form = self.form._replace(PEAK=peak, PRODUCT=precision or self.form.PRECISION)
+        form = self.form._replace(PEAK=peak)
 
         def run(tiles: Tiling) -> None:
             if cells is not None:  # blocks of rows that are not much higher than a cell
                 tiles = tiles._replace(rows=min(tiles.rows, power(-(-lengths.queries // max(cell_rows, 1)))))
-            fetch = self._row_blocks(self.query, tiles), self._row_blocks(rows, tiles)
-            arguments = (known, operand, product, sums, cells, edges, cell_rows, self._spans(tiles), part)
+            arguments = (known, sums, cells, edges, cell_rows, self._spans(tiles), part, self._form(tiles, 1, form))
             grid = (-(-lengths.keys // tiles.keys) * lines,)
-            self._launch("columns", grid, tiles, packed, *fetch, *arguments, self._form(tiles, width, form))
+            self._launch("columns", grid, tiles, packed, self._row_blocks(self.query, tiles), *arguments)
 
-        self._fit("columns", width, run)
+        self._fit("columns", 1, run)
 
     def _spans(self, tiles: Tiling) -> Any:
         """Which blocks of rows each tile of keys has to look at."""
@@ -652,7 +657,11 @@ class _Run:
     def backward(self, forward: Forward, grad_output: Tensor, grad_lse: Tensor, *, want_bias: bool) -> Gradients:
         """All gradients but those of sinks."""
         lengths, width = self.inputs.lengths, self.value.shape[-1]
-        base, delta = self.new_rows(), self.new_rows()
+        rows = self.gradients.Rows(self.new_rows(), None, self.new_rows())
+        if isinstance(self.problem.bias, DenseBias):  # it may be so low that the lse has lost all digits that matter
+            state = self.new_state()
+            self.rows(state)
+            rows = rows._replace(base=state.top, share=state.share)
         grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (self.query, self.key, self.value)]
         bias = self.problem.bias if want_bias else None
         ends = isinstance(bias, ALiBi | RelativeBias)
@@ -660,10 +669,10 @@ class _Run:
         grad_output = unit_stride(grad_output)
         packed, grad = self._packed(self.value), self._operand(grad_output)
         numbers = (x.float().contiguous() for x in (forward.lse, grad_lse))
-        start = (self._operand(unit_stride(forward.output)), grad, *numbers, base, delta)
+        start = (self._operand(unit_stride(forward.output)), grad, *numbers, rows)
         grid = (-(-lengths.queries // _STARTING.rows) * self.lines,)
         self._launch("backward_start", grid, _STARTING, packed, *start, self._form(_STARTING, width))
-        arguments = (base, delta, grad)
+        arguments = (rows, grad)
         query_grad, key_grad, value_grad = (self._operand(x) for x in grads)
         scale = self.problem.scale
 
@@ -732,6 +741,19 @@ _COLUMNS = 64  # of values that are no values of the problem
 _BAND = 32  # rows of which a program adds up the diagonals
 _MERGING = Tiling(0, 0, 4, 1)
 _STARTING = Tiling(32, 0, 4, 1)
+
+
+def _shift(bias: Any) -> int:
+    """What is added to a query's position; for a relative bias the first value's place as well, within 32 bits.
+
+    Beyond 2^30 all pairs of positions have the first value, or the last.
+    """
+    if isinstance(bias, RelativeBias):
+        return max(-_FARTHEST, min(_FARTHEST, (bias.offset or 0) + bias.first))
+    return bias.offset or 0
+
+
+_FARTHEST = 1 << 30
 
 
 def _membership(groups: Tensor, count: int) -> Tensor:

@@ -8,15 +8,19 @@ from one by rows: five products of matrices would do in one walk, but then progr
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from saccade.backends.gpu_kernels import (
     INFINITY,
+    _add_with_care,
     _base_of,
     _block,
     _dot,
     _finite,
+    _has_nan,
     _of_rows,
     _program,
     _score,
@@ -31,15 +35,36 @@ from saccade.backends.gpu_kernels import (
 )
 
 
-@triton.jit
-def backward_start_kernel(p, output, grad, lse, grad_lse, base, delta, C: tl.constexpr):
-    """What is subtracted of each row: `base` from its scores, `delta` from the products of its gradient with values.
+class Rows(NamedTuple):
+    """What gradients are computed with, numbers for each row, ``(B, H, Nq)``: w = exp(s - base) * share.
 
-    delta = sum(dO * O) (FlashAttention-2, arXiv 2307.08691, algorithm 2), less the gradient of the lse.
+    Attributes:
+        base: in the scores' unit.
+        share: None for 1.
+        delta: sum(dO * O) (FlashAttention-2, arXiv 2307.08691, algorithm 2), less the gradient of the lse.
+    """
+
+    base: Any
+    share: Any
+    delta: Any
+
+
+@triton.jit
+def _numbers(rows, place, there, CHECKED: tl.constexpr):
+    """Base, share and delta of some rows; the weights of those that are not there are 0."""
+    base = _of_rows(rows.base, place, there, CHECKED, INFINITY)
+    delta = _of_rows(rows.delta, place, there, CHECKED)
+    share = tl.zeros_like(delta) + 1.0 if rows.share is None else _of_rows(rows.share, place, there, CHECKED)
+    return base, share, delta
+
+
+@triton.jit
+def backward_start_kernel(p, output, grad, lse, grad_lse, rows, C: tl.constexpr):
+    """Write `Rows`: delta and, where weights have no share, the base.
 
     Args:
         output, grad: `Operand`s, the output and its gradient.
-        lse, grad_lse: ``(B, H, Nq)``, contiguous, like `base` and `delta`.
+        lse, grad_lse: ``(B, H, Nq)``, contiguous.
     """
     block, line = _program(tl.cdiv(p.queries, C.ROWS))
     batch, head = line // p.heads, line % p.heads
@@ -48,9 +73,10 @@ def backward_start_kernel(p, output, grad, lse, grad_lse, base, delta, C: tl.con
     o = _tile(output, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
     do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
     place = line.to(tl.int64) * p.queries + i
-    found = tl.sum(o * do, 1) - _of_rows(grad_lse, place, there, True)
-    tl.store(delta + place, found, mask=there)
-    tl.store(base + place, _base_of(_of_rows(lse, place, there, True), C), mask=there)
+    delta = tl.sum(o * do, 1) - _of_rows(grad_lse, place, there, True)
+    tl.store(rows.delta + place, delta, mask=there)
+    if rows.share is None:
+        tl.store(rows.base + place, _base_of(_of_rows(lse, place, there, True), C), mask=there)
 
 
 @triton.jit
@@ -58,6 +84,7 @@ def _change(
     dot,
     change,
     base,
+    share,
     delta,
     p,
     batch,
@@ -81,7 +108,7 @@ def _change(
     s, tanh = _score(dot, p, batch, head, i, j, C)
     if EDGE and not C.RAW:
         s = tl.where(seen, s, -INFINITY)
-    w = _weights(s, base, C)
+    w = _weights(s, base, C) * share
     if CARE:
         w = tl.where(seen, w, 0.0)
     ds = w * (change - delta)
@@ -102,8 +129,7 @@ def _from_rows(
     k,
     v,
     state,
-    base,
-    delta,
+    rows,
     grad,
     batch,
     head,
@@ -114,7 +140,7 @@ def _from_rows(
     EDGE: tl.constexpr,
     CARE: tl.constexpr,
 ):
-    """Have a tile of keys add up its gradients from blocks of rows; with CARE what is not finite counts as 0."""
+    """Have a tile of keys add up its gradients from blocks of rows; with CARE what is not seen adds no NaN."""
     key_grad, value_grad = state
     for block in range(first, last):
         i = block * C.ROWS + tl.arange(0, C.ROWS)
@@ -122,24 +148,36 @@ def _from_rows(
         place = (batch * p.heads + head).to(tl.int64) * p.queries + i
         q = _block(p.query, fetch[0], batch, head, block * C.ROWS, C.ROWS, C.D, C.DP, p.queries, EDGE)
         dot = _dot(k, q, C)
-        lse = _of_rows(base, place, there, EDGE, INFINITY)  # weights of rows beyond the last are 0
-        subtracted = _of_rows(delta, place, there, EDGE)
+        base, share, delta = _numbers(rows, place, there, EDGE)
         do = _block(grad, fetch[1], batch, head, block * C.ROWS, C.ROWS, C.DV, C.DVP, p.queries, EDGE)
         change = tl.dot(v, tl.trans(do), input_precision=C.PRECISION)
         w, _, raw = _change(
-            dot, change, lse[None, :], subtracted[None, :], p, batch, head, i[None, :], j[:, None], C, EDGE, CARE
+            dot,
+            change,
+            base[None, :],
+            share[None, :],
+            delta[None, :],
+            p,
+            batch,
+            head,
+            i[None, :],
+            j[:, None],
+            C,
+            EDGE,
+            CARE,
         )
         if CARE:
-            q, do = _finite(q), _finite(do)
-        value_grad = tl.dot(w.to(do.dtype), do, value_grad, input_precision=C.PRECISION)
+            q = _finite(q)
+            seen = _seen(p, batch, head, i[None, :], j[:, None], C) & there[None, :]
+            value_grad = _add_with_care(value_grad, w, do, seen, C)
+        else:
+            value_grad = tl.dot(w.to(do.dtype), do, value_grad, input_precision=C.PRECISION)
         key_grad = tl.dot(raw.to(q.dtype), q, key_grad, input_precision=C.PRECISION)
     return key_grad, value_grad
 
 
 @triton.jit
-def _from_all_rows(
-    p, fetch, k, v, base, delta, grad, spans, tile, batch, key_head, C: tl.constexpr, CARE: tl.constexpr
-):
+def _from_all_rows(p, fetch, k, v, rows, grad, spans, tile, batch, key_head, C: tl.constexpr, CARE: tl.constexpr):
     """The gradients of a tile of keys and of its values, from the rows of all heads that share them."""
     j = tile * C.KEYS + tl.arange(0, C.KEYS)
     state = _zeros(C.KEYS, C.DP), _zeros(C.KEYS, C.DVP)
@@ -147,28 +185,20 @@ def _from_all_rows(
         head = key_head * p.group + member
         first, inner, outer, last = _span(p, spans, tile, batch, head, C)
         if CARE:
-            state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, first, last, C, True, True)
+            state = _from_rows(p, fetch, k, v, state, rows, grad, batch, head, j, first, last, C, True, True)
         else:
-            state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, first, inner, C, True, False)
-            state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, inner, outer, C, False, False)
-            state = _from_rows(p, fetch, k, v, state, base, delta, grad, batch, head, j, outer, last, C, True, False)
+            state = _from_rows(p, fetch, k, v, state, rows, grad, batch, head, j, first, inner, C, True, False)
+            state = _from_rows(p, fetch, k, v, state, rows, grad, batch, head, j, inner, outer, C, False, False)
+            state = _from_rows(p, fetch, k, v, state, rows, grad, batch, head, j, outer, last, C, True, False)
     return state
 
 
 @triton.jit
-def _has_nan(x):
-    """Whether a tile holds NaN."""
-    return tl.max(tl.max((x != x).to(tl.int32), 1), 0) != 0  # noqa: PLR0124
-
-
-@triton.jit
-def backward_keys_kernel(
-    p, query_blocks, grad_blocks, base, delta, grad, key_grad, value_grad, spans, scale, C: tl.constexpr
-):
+def backward_keys_kernel(p, query_blocks, grad_blocks, rows, grad, key_grad, value_grad, spans, scale, C: tl.constexpr):
     """Gradients of tiles of keys and their values, from the rows of all query heads that share them.
 
     Args:
-        base, delta: what `backward_start_kernel` found.
+        rows: `Rows`.
         grad: an `Operand`, the output's gradient.
         key_grad, value_grad: `Operand`s.
     """
@@ -179,10 +209,10 @@ def backward_keys_kernel(
     k = _tile(p.key, batch, key_head, j, C.D, C.DP, p.keys, True)
     v = _tile(p.value, batch, key_head, j, C.DV, C.DVP, p.keys, True)
     fetch = query_blocks, grad_blocks
-    state = _from_all_rows(p, fetch, k, v, base, delta, grad, spans, tile, batch, key_head, C, False)
+    state = _from_all_rows(p, fetch, k, v, rows, grad, spans, tile, batch, key_head, C, False)
     if C.MASK != 0:  # noqa: SIM102  known when this is compiled
         if _has_nan(state[0]) | _has_nan(state[1]):  # perhaps from rows that see none of these keys: look again
-            state = _from_all_rows(p, fetch, k, v, base, delta, grad, spans, tile, batch, key_head, C, True)
+            state = _from_all_rows(p, fetch, k, v, rows, grad, spans, tile, batch, key_head, C, True)
     _write(key_grad, batch, key_head, j, j < p.keys, state[0] * scale, C.D, C.DP)
     _write(value_grad, batch, key_head, j, j < p.keys, state[1], C.DV, C.DVP)
 
@@ -194,8 +224,7 @@ def _from_keys(
     q,
     do,
     state,
-    base,
-    subtracted,
+    numbers,
     batch,
     head,
     i,
@@ -205,8 +234,9 @@ def _from_keys(
     EDGE: tl.constexpr,
     CARE: tl.constexpr,
 ):
-    """Have a block of rows add up its gradients from tiles of keys; with CARE what is not finite counts as 0."""
+    """Have a block of rows add up its gradients from tiles of keys; with CARE what is not seen adds no NaN."""
     query_grad, low, high = state
+    base, share, delta = numbers
     for tile in range(first, last):
         j = tile * C.KEYS + tl.arange(0, C.KEYS)
         k = _block(p.key, fetch[0], batch, head // p.group, tile * C.KEYS, C.KEYS, C.D, C.DP, p.keys, EDGE)
@@ -214,7 +244,19 @@ def _from_keys(
         dot = _dot(q, k, C)
         change = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
         _, ds, raw = _change(
-            dot, change, base[:, None], subtracted[:, None], p, batch, head, i[:, None], j[None, :], C, EDGE, CARE
+            dot,
+            change,
+            base[:, None],
+            share[:, None],
+            delta[:, None],
+            p,
+            batch,
+            head,
+            i[:, None],
+            j[None, :],
+            C,
+            EDGE,
+            CARE,
         )
         if CARE:
             k = _finite(k)
@@ -223,14 +265,14 @@ def _from_keys(
             away = tl.abs((i[:, None] + p.bias.offset - j[None, :]).to(tl.float32))
             low -= tl.sum(ds * away, 1)
         if C.BIAS_GRAD and C.BIAS == 3:
-            place = j[None, :] - i[:, None] - p.bias.offset - p.bias.first
+            place = j[None, :] - i[:, None] - p.bias.offset
             low += tl.sum(tl.where(place <= 0, ds, 0.0), 1)
             high += tl.sum(tl.where((place > 0) & (place >= p.bias.count - 1), ds, 0.0), 1)
     return query_grad, low, high
 
 
 @triton.jit
-def _from_all_keys(p, fetch, q, do, base, subtracted, batch, head, i, C: tl.constexpr, CARE: tl.constexpr):
+def _from_all_keys(p, fetch, q, do, numbers, batch, head, i, C: tl.constexpr, CARE: tl.constexpr):
     """The gradient of a block of queries, and of what else it is asked, from all keys."""
     zero = _zero(C.ROWS)
     state = _zeros(C.ROWS, C.DP), zero, zero
@@ -241,27 +283,21 @@ def _from_all_keys(p, fetch, q, do, base, subtracted, batch, head, i, C: tl.cons
         for run in range(p.mask.runs):
             first, inner, outer, last = _tiles_of_run(p, at + run, done, 0, p.keys, C)
             if CARE:
-                state = _from_keys(p, fetch, q, do, state, base, subtracted, batch, head, i, first, last, C, True, True)
+                state = _from_keys(p, fetch, q, do, state, numbers, batch, head, i, first, last, C, True, True)
             else:
-                state = _from_keys(
-                    p, fetch, q, do, state, base, subtracted, batch, head, i, first, inner, C, True, False
-                )
-                state = _from_keys(
-                    p, fetch, q, do, state, base, subtracted, batch, head, i, inner, outer, C, False, False
-                )
-                state = _from_keys(
-                    p, fetch, q, do, state, base, subtracted, batch, head, i, outer, last, C, True, False
-                )
+                state = _from_keys(p, fetch, q, do, state, numbers, batch, head, i, first, inner, C, True, False)
+                state = _from_keys(p, fetch, q, do, state, numbers, batch, head, i, inner, outer, C, False, False)
+                state = _from_keys(p, fetch, q, do, state, numbers, batch, head, i, outer, last, C, True, False)
             done = tl.maximum(done, last)
     else:
         inner, last = p.keys // C.KEYS if C.MASK == 0 else 0, tl.cdiv(p.keys, C.KEYS)
-        state = _from_keys(p, fetch, q, do, state, base, subtracted, batch, head, i, 0, inner, C, False, False)
-        state = _from_keys(p, fetch, q, do, state, base, subtracted, batch, head, i, inner, last, C, True, CARE)
+        state = _from_keys(p, fetch, q, do, state, numbers, batch, head, i, 0, inner, C, False, False)
+        state = _from_keys(p, fetch, q, do, state, numbers, batch, head, i, inner, last, C, True, CARE)
     return state
 
 
 @triton.jit
-def backward_rows_kernel(p, key_blocks, value_blocks, base, delta, grad, query_grad, low, high, scale, C: tl.constexpr):
+def backward_rows_kernel(p, key_blocks, value_blocks, rows, grad, query_grad, low, high, scale, C: tl.constexpr):
     """Gradients of blocks of queries.
 
     Args:
@@ -277,13 +313,12 @@ def backward_rows_kernel(p, key_blocks, value_blocks, base, delta, grad, query_g
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True)
     do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True)
     place = (batch * p.heads + head).to(tl.int64) * p.queries + i
-    lse = _of_rows(base, place, there, True, INFINITY)
-    subtracted = _of_rows(delta, place, there, True)
+    numbers = _numbers(rows, place, there, True)
     fetch = key_blocks, value_blocks
-    state = _from_all_keys(p, fetch, q, do, lse, subtracted, batch, head, i, C, False)
+    state = _from_all_keys(p, fetch, q, do, numbers, batch, head, i, C, False)
     if C.MASK != 0:  # noqa: SIM102
         if _has_nan(state[0]):  # perhaps from keys that these rows do not see: look again
-            state = _from_all_keys(p, fetch, q, do, lse, subtracted, batch, head, i, C, True)
+            state = _from_all_keys(p, fetch, q, do, numbers, batch, head, i, C, True)
     _write(query_grad, batch, head, i, there, state[0] * scale, C.D, C.DP)
     if C.BIAS_GRAD and C.BIAS >= 2:
         tl.store(low + place, state[1], mask=there)
@@ -292,7 +327,7 @@ def backward_rows_kernel(p, key_blocks, value_blocks, base, delta, grad, query_g
 
 
 @triton.jit
-def dense_bias_kernel(p, base, delta, grad, out, batches, heads, row_blocks, key_tiles, C: tl.constexpr):
+def dense_bias_kernel(p, rows, grad, out, batches, heads, row_blocks, key_tiles, C: tl.constexpr):
     """The gradient of a dense bias, a tile of it for each program, which sums over what the bias is shared by.
 
     Args:
@@ -318,10 +353,21 @@ def dense_bias_kernel(p, base, delta, grad, out, batches, heads, row_blocks, key
         dot = _dot(q, k, C)
         change = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
         place = (batch * p.heads + head).to(tl.int64) * p.queries + i
-        lse = _of_rows(base, place, there, True, INFINITY)
-        subtracted = _of_rows(delta, place, there, True)
+        base, share, delta = _numbers(rows, place, there, True)
         _, ds, _ = _change(
-            dot, change, lse[:, None], subtracted[:, None], p, batch, head, i[:, None], j[None, :], C, True, True
+            dot,
+            change,
+            base[:, None],
+            share[:, None],
+            delta[:, None],
+            p,
+            batch,
+            head,
+            i[:, None],
+            j[None, :],
+            C,
+            True,
+            True,
         )
         total += ds
     to = out.pointer + (line // lines).to(tl.int64) * out.batch + (line % lines).to(tl.int64) * out.head
@@ -339,7 +385,7 @@ def dense_bias_kernel(p, base, delta, grad, out, batches, heads, row_blocks, key
 
 
 @triton.jit
-def relative_bias_kernel(p, base, delta, grad, out, C: tl.constexpr):
+def relative_bias_kernel(p, rows, grad, out, C: tl.constexpr):
     """The gradient of a relative bias but for its two ends, from each block of rows: ``(B, H, blocks, count)``.
 
     A position is one key for each row, so that scores here are no product of matrices.
@@ -352,14 +398,13 @@ def relative_bias_kernel(p, base, delta, grad, out, C: tl.constexpr):
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True).to(tl.float32)
     do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
     place = line.to(tl.int64) * p.queries + i
-    lse = _of_rows(base, place, there, True, INFINITY)
-    subtracted = _of_rows(delta, place, there, True)
+    base, share, delta = _numbers(rows, place, there, True)
     for position in range(1, p.bias.count - 1):
-        j = i + p.bias.offset + p.bias.first + position
+        j = i + p.bias.offset + position
         key = tl.where((j >= 0) & (j < p.keys), j, p.keys)
         k = _tile(p.key, batch, head // p.group, key, C.D, C.DP, p.keys, True).to(tl.float32)
         v = _tile(p.value, batch, head // p.group, key, C.DV, C.DVP, p.keys, True).to(tl.float32)
         dot, change = tl.sum(q * k, 1), tl.sum(do * v, 1)
-        _, ds, _ = _change(dot, change, lse, subtracted, p, batch, head, i, key, C, True, True)
+        _, ds, _ = _change(dot, change, base, share, delta, p, batch, head, i, key, C, True, True)
         at = (line.to(tl.int64) * blocks + block) * p.bias.count + position
         tl.store(out + at, tl.sum(ds, 0))

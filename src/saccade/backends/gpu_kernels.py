@@ -16,14 +16,28 @@ float times log2 e would overflow.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from triton.runtime.errors import OutOfResources  # noqa: F401  what gpu.py needs: nobody else imports Triton
+from triton.testing import do_bench
+from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: F401
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
+
+
+def compiler() -> str:
+    """What kernels are compiled by."""
+    return f"triton {triton.__version__}"
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """What a call takes on the GPU, the median of many."""
+    return do_bench(call, warmup=20, rep=100, return_mode="median")
 
 
 class Form(NamedTuple):
@@ -46,6 +60,7 @@ class Form(NamedTuple):
         PEAK: of cells the largest weight is wanted, not the sum.
         BIAS_GRAD: whether rows sum up their parts of the gradient of ALiBi's slopes, or a relative bias's ends.
         SUM_ROWS, SUM_KEYS: a dense bias is shared by all rows, or all keys.
+        GROUPS: rows that the transposed pattern is multiplied with say which group each is of.
     """
 
     D: int
@@ -70,6 +85,7 @@ class Form(NamedTuple):
     BIAS_GRAD: bool = False
     SUM_ROWS: bool = False
     SUM_KEYS: bool = False
+    GROUPS: bool = False
 
 
 class Operand(NamedTuple):
@@ -101,7 +117,12 @@ class Dense(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """A bias; strides are 0 where one value serves all. `offset`, `first` and `count` as in `saccade.scores`."""
+    """A bias; strides are 0 where one value serves all.
+
+    Attributes:
+        offset: of ALiBi, the first query's position among the keys; of a relative bias, and where its values begin.
+        count: how many values a relative bias has.
+    """
 
     pointer: Any
     batch: int
@@ -109,7 +130,6 @@ class Bias(NamedTuple):
     row: int
     key: int
     offset: int
-    first: int
     count: int
 
 
@@ -239,6 +259,12 @@ def _of_keys(
 
 
 @triton.jit
+def _has_nan(x):
+    """Whether a tile holds NaN."""
+    return tl.max(tl.max((x != x).to(tl.int32), 1), 0) != 0  # noqa: PLR0124
+
+
+@triton.jit
 def _zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return tl.zeros((ROWS, COLUMNS), tl.float32)
 
@@ -284,7 +310,17 @@ def _bits(x, C: tl.constexpr):
 
 @triton.jit
 def _tanh(x):
-    return 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2_E)) + 1.0)
+    """The hyperbolic tangent; near 0, where differences from 1 have lost their digits, by its Taylor series."""
+    z = x * x
+    series = -929569.0 / 638512875.0
+    series = series * z + 21844.0 / 6081075.0
+    series = series * z - 1382.0 / 155925.0
+    series = series * z + 62.0 / 2835.0
+    series = series * z - 17.0 / 315.0
+    series = series * z + 2.0 / 15.0
+    series = series * z - 1.0 / 3.0
+    far = 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2_E)) + 1.0)
+    return tl.where(z < 0.25, series * z * x + x, far)
 
 
 @triton.jit
@@ -298,7 +334,7 @@ def _bias_at(p, batch, head, i, j, C: tl.constexpr):
     elif C.BIAS == 2:
         bias = tl.load(base).to(tl.float32) * -tl.abs((i + p.bias.offset - j).to(tl.float32))
     else:
-        place = tl.minimum(tl.maximum(j - i - p.bias.offset - p.bias.first, 0), p.bias.count - 1)
+        place = tl.minimum(tl.maximum(j - i - p.bias.offset, 0), p.bias.count - 1)
         bias = tl.load(base + place).to(tl.float32)
     return bias
 
@@ -352,7 +388,7 @@ def _seen(p, batch, head, i, j, C: tl.constexpr):
 def _keep_top(s, top, start, best, at, C: tl.constexpr):
     """Of each row, the K largest so far, ``(ROWS, K)`` in any order, and their keys.
 
-    `top` is the largest of each row of `s`, whose keys begin at `start`. NaN is passed over: its row's weights are NaN.
+    `top` is the largest of each row of `s`, whose keys begin at `start`. NaN is passed over.
     """
     slot, column = tl.arange(0, C.K)[None, :], tl.arange(0, C.KEYS)[None, :]
     worst = tl.min(best, 1)
@@ -444,6 +480,9 @@ def _look(
         total = shrink * total + tl.sum(w, 1)
         m = top
         if C.K > 0:
+            if CARE:  # NaN is seen as well, and comes first
+                s = tl.where(s == s, s, INFINITY)  # noqa: PLR0124
+                here = tl.max(s, 1)
             best, at = _keep_top(s, here, tile * C.KEYS, best, at, C)
         if p.value is not None:
             v = _of_keys(p.value, fetch[1], p, batch, key_head, tile * C.KEYS, C.DV, C.DVP, C, EDGE)
@@ -490,11 +529,12 @@ def _look_everywhere(
                 state = _look(p, fetch, q, state, batch, head, key_head, i, outer, last, offset, C, True, False)
             done = tl.maximum(done, last)
     else:
-        inner = least // C.KEYS
-        if C.MASK == 0:
+        first = least // C.KEYS
+        inner, last = first, tl.cdiv(most, C.KEYS)
+        if C.MASK == 0 and not CARE:
             inner = most // C.KEYS
-            state = _look(p, fetch, q, state, batch, head, key_head, i, least // C.KEYS, inner, offset, C, False, False)
-        state = _look(p, fetch, q, state, batch, head, key_head, i, inner, tl.cdiv(most, C.KEYS), offset, C, True, CARE)
+            state = _look(p, fetch, q, state, batch, head, key_head, i, first, inner, offset, C, False, False)
+        state = _look(p, fetch, q, state, batch, head, key_head, i, inner, last, offset, C, True, CARE)
     return state
 
 
@@ -531,11 +571,15 @@ def _block_of_rows(p, fetch, out, results, offset, share, block, line, C: tl.con
     total = tl.where(high == INFINITY, float("nan"), total)
     if C.ENTROPY and C.RAW:  # where a score was -inf, 0 * -inf has made NaN of the sum of w log2 w
         total = tl.where(bits == bits, total, float("nan"))  # noqa: PLR0124
+    # NaN, perhaps from values that are hidden, or passed over among the top keys: rare enough to look again.
     if p.value is not None and C.MASK != 0:
-        leaked = tl.max(tl.max((acc != acc).to(tl.int32), 1), 0)  # noqa: PLR0124  NaN
-        if leaked != 0:  # perhaps from values that are hidden: rare enough to look again
+        if _has_nan(acc):
             state = _look_everywhere(p, fetch, q, start, batch, head, key_head, i, least, most, offset, C, True)
-            acc, _, _, _, _, _, _, _ = state
+            acc, _, _, _, _, _, best, keys = state
+    elif C.K > 0:  # noqa: SIM102  known when this is compiled
+        if _has_nan(total[:, None]):
+            state = _look_everywhere(p, fetch, q, start, batch, head, key_head, i, least, most, offset, C, True)
+            _, _, _, _, _, _, best, keys = state
     place = (batch * p.heads + head).to(tl.int64) * p.queries + i
     if C.SPLIT:
         column = tl.arange(0, C.DVP)
@@ -669,7 +713,7 @@ def _store_top(results, place, there, m, weight, best, keys, C: tl.constexpr):
         taken = slot == where[:, None]
         key = tl.sum(tl.where(taken, keys, 0), 1)
         best = tl.where(taken, -INFINITY, best)
-        found = tl.where(score == -INFINITY, weight * 0.0, _weights(score, m, C) * weight)
+        found = tl.where(score == -INFINITY, 0.0, _weights(score, m, C) * weight)
         tl.store(results.top_weight + place * C.TOP + rank, found, mask=there)
         tl.store(results.top_index + place * C.TOP + rank, tl.where(found > 0.0, key, -1).to(tl.int64), mask=there)
 
@@ -847,38 +891,27 @@ def _weights(s, base, C: tl.constexpr):
 
 @triton.jit
 def _gather(
-    p, fetch, k, state, results, rows, batch, head, j, first, stop, least, most, C: tl.constexpr, EDGE: tl.constexpr
+    p, query_blocks, k, state, results, batch, head, j, first, stop, least, most, C: tl.constexpr, EDGE: tl.constexpr
 ):
-    """Have a tile of keys add up what it receives from those rows of some blocks that lie between `least` and `most`.
+    """Have a tile of keys receive from those rows of some blocks that lie between `least` and `most`.
 
-    The state: sums of weights, the largest ones, and the product of the transposed weights with `rows`. Without `rows`
-    the first two are ``(ROWS, KEYS)``, not added up yet: weights lie by rows then, and each thread fetches the numbers
-    of few rows.
+    The state, ``(ROWS, KEYS)``: sums of weights, and the largest ones, not added up over rows yet. So each thread
+    fetches the numbers of few rows.
     """
-    sums, peaks, product = state
+    sums, peaks = state
     for block in range(first, stop):
         i = block * C.ROWS + tl.arange(0, C.ROWS)
-        q = _block(p.query, fetch[0], batch, head, block * C.ROWS, C.ROWS, C.D, C.DP, p.queries, EDGE)
+        q = _block(p.query, query_blocks, batch, head, block * C.ROWS, C.ROWS, C.D, C.DP, p.queries, EDGE)
         there = (i >= least) & (i < most)
         place = (batch * p.heads + head).to(tl.int64) * p.queries + i
         base, share = _rows_of_state(results, place, there, C, EDGE)
-        if rows is None:
-            s, _ = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
-            w = _weights(s, base[:, None], C) * share[:, None]
-            if EDGE:
-                w = tl.where(_seen(p, batch, head, i[:, None], j[None, :], C) & there[:, None], w, 0.0)
-            sums += w
-            peaks = _larger(peaks, w)
-        else:
-            s, _ = _score(_dot(k, q, C), p, batch, head, i[None, :], j[:, None], C)
-            w = _weights(s, base[None, :], C) * share[None, :]
-            if EDGE:
-                w = tl.where(_seen(p, batch, head, i[None, :], j[:, None], C) & there[None, :], w, 0.0)
-            y = _block(rows, fetch[1], batch, head, block * C.ROWS, C.ROWS, C.DV, C.DVP, p.queries, EDGE)
-            if EDGE:
-                y = _finite(y)
-            product = tl.dot(w.to(y.dtype), y, product, input_precision=C.PRODUCT)
-    return sums, peaks, product
+        s, _ = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
+        w = _weights(s, base[:, None], C) * share[:, None]
+        if EDGE:
+            w = tl.where(_seen(p, batch, head, i[:, None], j[None, :], C) & there[:, None], w, 0.0)
+        sums += w
+        peaks = _larger(peaks, w)
+    return sums, peaks
 
 
 @triton.jit
@@ -888,15 +921,12 @@ def _larger(a, b):
 
 
 @triton.jit
-def columns_kernel(
-    p, query_blocks, row_blocks, results, rows, product, sums, cells, edges, cell_rows, spans, part, C: tl.constexpr
-):
-    """Tiles of keys against all queries that see them, one range of queries after another.
+def columns_kernel(p, query_blocks, results, sums, cells, edges, cell_rows, spans, part, C: tl.constexpr):
+    """What tiles of keys receive from all queries that see them, one range of queries after another.
 
     Args:
+        query_blocks: a descriptor of the queries, or None.
         results: `Results` with what weights are computed from: top and share, or an lse.
-        rows, product: an `Operand` of rows, and where the transposed product goes, ``(B, H, Nk, Y)``, and nothing else;
-            or None.
         sums: where sums over all queries go, ``(B, H, Nk)``; or None.
         cells: where sums (with PEAK the largest) over each range of queries go, ``(lines, cell_rows, Nk)``; or None.
         edges, cell_rows: where the ranges begin and the last ends, and how many there are.
@@ -908,8 +938,7 @@ def columns_kernel(
     j = tile * C.KEYS + tl.arange(0, C.KEYS)
     k = _of_keys(p.key, None, p, batch, head // p.group, tile * C.KEYS, C.D, C.DP, C, True)
     first, inner, outer, last = _span(p, spans, tile, batch, head, C)
-    whole, products = _zero(C.KEYS), _zeros(C.KEYS, C.DVP)
-    fetch = query_blocks, row_blocks
+    whole = _zero(C.KEYS)
     for cell in range(cell_rows):
         least, most = tl.load(edges + cell), tl.load(edges + cell + 1)
         # Blocks from `inside` to `outside` lie in the range, and are inside.
@@ -917,11 +946,11 @@ def columns_kernel(
         end = tl.maximum(tl.minimum(last, tl.cdiv(most, C.ROWS)), begin)
         inside = tl.minimum(tl.maximum(tl.maximum(inner, tl.cdiv(least, C.ROWS)), begin), end)
         outside = tl.minimum(tl.maximum(tl.minimum(outer, most // C.ROWS), inside), end)
-        state = _zeros(C.ROWS, C.KEYS), _zeros(C.ROWS, C.KEYS), products
-        state = _gather(p, fetch, k, state, results, rows, batch, head, j, begin, inside, least, most, C, True)
-        state = _gather(p, fetch, k, state, results, rows, batch, head, j, inside, outside, least, most, C, False)
-        state = _gather(p, fetch, k, state, results, rows, batch, head, j, outside, end, least, most, C, True)
-        found, peaks, products = state
+        state = _zeros(C.ROWS, C.KEYS), _zeros(C.ROWS, C.KEYS)
+        state = _gather(p, query_blocks, k, state, results, batch, head, j, begin, inside, least, most, C, True)
+        state = _gather(p, query_blocks, k, state, results, batch, head, j, inside, outside, least, most, C, False)
+        state = _gather(p, query_blocks, k, state, results, batch, head, j, outside, end, least, most, C, True)
+        found, peaks = state
         if sums is not None or not C.PEAK:
             whole += tl.sum(found, 0)
         if cells is not None:
@@ -929,10 +958,80 @@ def columns_kernel(
             tl.store(at, tl.reduce(peaks, 0, _larger) if C.PEAK else tl.sum(found, 0), mask=j < p.keys)
     if sums is not None:
         tl.store(sums + line.to(tl.int64) * p.keys + j, whole, mask=j < p.keys)
-    if rows is not None:
-        column = tl.arange(0, C.DVP)
-        at = product + (line.to(tl.int64) * p.keys + j)[:, None] * C.DV + column[None, :]
-        tl.store(at, products, mask=(j < p.keys)[:, None] & (column < C.DV)[None, :])
+
+
+@triton.jit
+def _multiply(
+    p,
+    fetch,
+    k,
+    product,
+    results,
+    rows,
+    batch,
+    head,
+    j,
+    first,
+    stop,
+    C: tl.constexpr,
+    EDGE: tl.constexpr,
+    CARE: tl.constexpr,
+):
+    """Have a tile of keys add up the products of its weights with rows of some blocks."""
+    for block in range(first, stop):
+        i = block * C.ROWS + tl.arange(0, C.ROWS)
+        there = i < p.queries
+        q = _block(p.query, fetch[0], batch, head, block * C.ROWS, C.ROWS, C.D, C.DP, p.queries, EDGE)
+        place = (batch * p.heads + head).to(tl.int64) * p.queries + i
+        base, share = _rows_of_state(results, place, there, C, EDGE)
+        s, _ = _score(_dot(k, q, C), p, batch, head, i[None, :], j[:, None], C)
+        w = _weights(s, base[None, :], C) * share[None, :]
+        y = _block(rows, fetch[1], batch, head, block * C.ROWS, C.ROWS, C.DV, C.DVP, p.queries, EDGE)
+        if EDGE:
+            seen = _seen(p, batch, head, i[None, :], j[:, None], C) & there[None, :]
+            w = tl.where(seen, w, 0.0)
+        if CARE:
+            product = _add_of_groups(product, w, y, C) if C.GROUPS else _add_with_care(product, w, y, seen, C)
+        else:
+            product = tl.dot(w.to(y.dtype), y, product, input_precision=C.PRODUCT)
+    return product
+
+
+@triton.jit
+def _add_of_groups(acc, w, member, C: tl.constexpr):
+    """Sums of w by group, in which NaN makes NaN of the groups that its row is of, and of no other."""
+    unknown = w != w  # noqa: PLR0124
+    bad = tl.dot(unknown.to(member.dtype), member, input_precision="ieee")
+    acc = tl.where(bad > 0, float("nan"), acc)
+    return tl.dot(tl.where(unknown, 0.0, w).to(member.dtype), member, acc, input_precision=C.PRODUCT)
+
+
+@triton.jit
+def product_kernel(p, query_blocks, row_blocks, results, rows, product, spans, C: tl.constexpr):
+    """The transposed pattern times rows, a tile of keys for each program.
+
+    Args:
+        query_blocks, row_blocks: descriptors of queries and rows, or None.
+        results: `Results` with what weights are computed from: top and share, or an lse.
+        rows, product: an `Operand` of the rows, and where the product goes, ``(B, H, Nk, DV)``.
+    """
+    tile, line = _program(tl.cdiv(p.keys, C.KEYS))
+    batch, head = line // p.heads, line % p.heads
+    j = tile * C.KEYS + tl.arange(0, C.KEYS)
+    k = _of_keys(p.key, None, p, batch, head // p.group, tile * C.KEYS, C.D, C.DP, C, True)
+    first, inner, outer, last = _span(p, spans, tile, batch, head, C)
+    fetch = query_blocks, row_blocks
+    x = _zeros(C.KEYS, C.DVP)
+    x = _multiply(p, fetch, k, x, results, rows, batch, head, j, first, inner, C, True, False)
+    x = _multiply(p, fetch, k, x, results, rows, batch, head, j, inner, outer, C, False, False)
+    x = _multiply(p, fetch, k, x, results, rows, batch, head, j, outer, last, C, True, False)
+    if C.MASK != 0 or C.GROUPS:  # noqa: SIM102  known when this is compiled
+        if _has_nan(x):  # perhaps from rows that do not see these keys, or of another group: look again
+            x = _zeros(C.KEYS, C.DVP)
+            x = _multiply(p, fetch, k, x, results, rows, batch, head, j, first, last, C, True, True)
+    column = tl.arange(0, C.DVP)
+    at = product + (line.to(tl.int64) * p.keys + j)[:, None] * C.DV + column[None, :]
+    tl.store(at, x, mask=(j < p.keys)[:, None] & (column < C.DV)[None, :])
 
 
 @triton.jit

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saccade.errors import BackendError
+
 
 class Tiling(NamedTuple):
     """How a kernel is run.
@@ -139,15 +141,15 @@ TILES = _table()
 
 def tuned_file() -> Path:
     """Where tuned tiles are kept."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(cache or Path.home() / ".cache") / "saccade" / "gpu-tiles.json"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  never fails
+    return Path(cache) / "saccade" / "gpu-tiles.json"
 
 
 def gpu_name(device: torch.device) -> str:
     """What tuned tiles hold for: a kind of GPU, and a version of the compiler."""
-    import triton
+    from saccade.backends.gpu_kernels import compiler
 
-    return f"{torch.cuda.get_device_name(device)}, triton {triton.__version__}"
+    return f"{torch.cuda.get_device_name(device)}, {compiler()}"
 
 
 @functools.cache
@@ -167,8 +169,22 @@ def tuned(device: torch.device) -> dict[Place, Tiling]:
 
 
 def keep_tuned(device: torch.device, found: dict[Place, Tiling]) -> None:
-    """Add to the tiles that are kept for this kind of GPU; from now on they are used."""
+    """Add to the tiles that are kept for this kind of GPU; from now on they are used.
+
+    Raises:
+        BackendError: the file cannot be written.
+    """
     file = tuned_file()
+    try:
+        _write(file, device, found)
+    except OSError as error:
+        raise BackendError(
+            f"{file} cannot be written: {error.strerror or error}; XDG_CACHE_HOME names another place"
+        ) from error
+    tuned.cache_clear()
+
+
+def _write(file: Path, device: torch.device, found: dict[Place, Tiling]) -> None:
     try:
         known = _read()
     except ValueError:
@@ -179,7 +195,6 @@ def keep_tuned(device: torch.device, found: dict[Place, Tiling]) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=1), encoding="ascii")
     partial.replace(file)
-    tuned.cache_clear()
 
 
 def _read() -> dict[str, dict[Place, Tiling]]:
@@ -195,7 +210,7 @@ def _read() -> dict[str, dict[Place, Tiling]]:
         return {}
     try:
         return {name: dict(_line(*line) for line in lines) for name, lines in json.loads(text).items()}
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
 
@@ -204,7 +219,8 @@ def _line(
 ) -> tuple[Place, Tiling]:
     place, tiles = Place(kernel, itemsize, width), Tiling(rows, keys, warps, stages, *others)
     known = place in TILES and {rows, keys} <= _SIDES and warps in _WARPS and stages in _STAGES
-    if not known or not all(isinstance(other, bool) for other in others):
+    whole = all(type(number) is int for number in (rows, keys, warps, stages))
+    if not (known and whole and all(isinstance(other, bool) for other in others)):
         raise ValueError(f"no tiles are {[*place, *tiles]}")
     return place, tiles
 

@@ -65,12 +65,17 @@ def tune(
         sizes: what is measured; enough to fill a GPU.
         measure: milliseconds of a call; the median of many by default.
     """
+    from saccade.backends import gpu_kernels
+
     for width in widths:
         for kernel in kernels:
             place = place_of(kernel, dtype, width)
             call = _CALLS[kernel](device, dtype, width, sizes or Sizes())
             yield from _of_kernel(
-                place, call, measure or _median, accelerated=described(torch.empty(1, 8, device=device))
+                place,
+                call,
+                measure or gpu_kernels.milliseconds,
+                accelerated=described(torch.empty(1, 8, device=device)),
             )
 
 
@@ -108,12 +113,6 @@ def _of_kernel(place: Place, call: Call, measure: Callable[[Call], float], *, ac
         if best is not None:
             results.append(measured(best._replace(**other)))
             yield results[-1]
-
-
-def _median(call: Call) -> float:
-    from triton.testing import do_bench
-
-    return float(do_bench(call, warmup=20, rep=100, return_mode="median"))
 
 
 # ---------------------------------------------------------------------------------------- what is measured

@@ -83,7 +83,8 @@ def _distance(a: Tensor, statistic: Distance) -> Tensors:
 
 def _mass(a: Tensor, statistic: Mass) -> Tensors:
     groups = statistic.groups[:, None, None]
-    return (torch.stack([(a * (groups == g)).sum(-1) for g in range(statistic.count or 0)], -1),)
+    count = statistic.count or 0
+    return (torch.stack([(a * (groups == g)).sum(-1) for g in range(max(count, 1))], -1)[..., :count],)
 
 
 def _received(a: Tensor, statistic: Received) -> Tensors:
@@ -93,7 +94,8 @@ def _received(a: Tensor, statistic: Received) -> Tensors:
     if statistic.by is None:
         return (a.sum(-2),)
     groups = statistic.by[:, None, :, None]
-    return (torch.stack([a.where(groups == g, 0.0).sum(-2) for g in range(statistic.count or 0)], 2),)
+    count = statistic.count or 0
+    return (torch.stack([a.where(groups == g, 0.0).sum(-2) for g in range(max(count, 1))], 2)[:, :, :count],)
 
 
 def _map(a: Tensor, statistic: Map) -> Tensors:

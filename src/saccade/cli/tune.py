@@ -41,6 +41,7 @@ def tune(
     reason = gpu.unavailable(device)
     if reason is not None:
         raise errors.BackendError(f"the GPU kernels do not run here: {reason}")
+    gpu_tiles.keep_tuned(device, {})  # better now than after minutes, if that is not possible
     typer.echo(gpu_tiles.gpu_name(device))
     measured = gpu_tuning.tune(device, getattr(torch, dtype), widths)
     for place, some in itertools.groupby(measured, key=lambda one: one.place):
