@@ -15,12 +15,12 @@ import triton.language as tl
 
 from saccade.backends.gpu_kernels import (
     INFINITY,
-    _add_with_care,
     _base_of,
     _block,
     _dot,
     _finite,
     _has_nan,
+    _is_finite,
     _of_rows,
     _program,
     _score,
@@ -167,11 +167,8 @@ def _from_rows(
             CARE,
         )
         if CARE:
-            q = _finite(q)
-            seen = _seen(p, batch, head, i[None, :], j[:, None], C) & there[None, :]
-            value_grad = _add_with_care(value_grad, w, do, seen, C)
-        else:
-            value_grad = tl.dot(w.to(do.dtype), do, value_grad, input_precision=C.PRECISION)
+            q, do = _finite(q), _finite(do)
+        value_grad = tl.dot(w.to(do.dtype), do, value_grad, input_precision=C.PRECISION)
         key_grad = tl.dot(raw.to(q.dtype), q, key_grad, input_precision=C.PRECISION)
     return key_grad, value_grad
 
@@ -194,6 +191,22 @@ def _from_all_rows(p, fetch, k, v, rows, grad, spans, tile, batch, key_head, C: 
 
 
 @triton.jit
+def _not_finite(p, fetch, grad, spans, tile, batch, key_head, C: tl.constexpr):
+    """Where values are seen by rows whose gradients are not finite: counts of them, ``(KEYS, DVP)``."""
+    j = tile * C.KEYS + tl.arange(0, C.KEYS)
+    bad = _zeros(C.KEYS, C.DVP)
+    for member in range(p.group):
+        head = key_head * p.group + member
+        first, _, _, last = _span(p, spans, tile, batch, head, C)
+        for block in range(first, last):
+            i = block * C.ROWS + tl.arange(0, C.ROWS)
+            do = _block(grad, fetch[1], batch, head, block * C.ROWS, C.ROWS, C.DV, C.DVP, p.queries, True)
+            seen = _seen(p, batch, head, i[None, :], j[:, None], C)
+            bad = tl.dot(seen.to(do.dtype), tl.where(_is_finite(do), 0.0, 1.0).to(do.dtype), bad)
+    return bad
+
+
+@triton.jit
 def backward_keys_kernel(p, query_blocks, grad_blocks, rows, grad, key_grad, value_grad, spans, scale, C: tl.constexpr):
     """Gradients of tiles of keys and their values, from the rows of all query heads that share them.
 
@@ -213,6 +226,8 @@ def backward_keys_kernel(p, query_blocks, grad_blocks, rows, grad, key_grad, val
     if C.MASK != 0:  # noqa: SIM102  known when this is compiled
         if _has_nan(state[0]) | _has_nan(state[1]):  # perhaps from rows that see none of these keys: look again
             state = _from_all_rows(p, fetch, k, v, rows, grad, spans, tile, batch, key_head, C, True)
+            bad = _not_finite(p, fetch, grad, spans, tile, batch, key_head, C)
+            state = state[0], tl.where(bad > 0, float("nan"), state[1])
     _write(key_grad, batch, key_head, j, j < p.keys, state[0] * scale, C.D, C.DP)
     _write(value_grad, batch, key_head, j, j < p.keys, state[1], C.DV, C.DVP)
 
