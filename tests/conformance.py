@@ -420,6 +420,18 @@ class Conformance:
         (found,) = torch.autograd.grad(output[0, 0, 7].sum(), value)
         assert_close(found, torch.full((1, 1, 40, 4), 1 / 40, dtype=torch.float64), 2 * FLOOR[dtype], "gradient")
 
+    @pytest.mark.parametrize("scale", [1.0, 30.0])
+    def test_windows_of_rows_of_very_negative_floats(self, scale: float) -> None:
+        """Their weights sum to 1 all the same, and so do those of large scores."""
+        if self.backend not in {"cpu", "gpu"}:
+            pytest.skip("computes windows from the lse alone, as the contract allows")
+        query, key = (torch.randn(1, 2, 40, 8).to(self.dtypes[0]) * scale for _ in range(2))
+        bias = torch.zeros(40, 40)
+        bias[7] = torch.finfo(torch.float32).min
+        pattern = saccade.Pattern(query, key, bias=bias, backend=self.backend)
+        sums = pattern[:, :, :, :].sum(-1)
+        assert_close(sums, torch.ones(1, 2, 40, dtype=torch.float64), 1e-5, "sums")
+
     @pytest.mark.parametrize("softcap", [1e-2, 1e2, 1e5, 1e8, 1e30])
     def test_softcaps_of_all_sizes(self, softcap: float) -> None:
         self.check(Case(Shape(1, 2, 2, 40, 40, 16, 16), softcap=softcap, dtype=self.dtypes[0]))

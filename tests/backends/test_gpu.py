@@ -171,7 +171,8 @@ def compiled_for(capability):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-ALL = {"rows", "merge", "bounds", "spans", "columns", "cells", "backward_start", "backward_keys", "backward_rows"}
+ALL = {"rows", "merge", "bounds", "spans", "columns", "cells", "window"}
+ALL |= {"backward_start", "backward_keys", "backward_rows"}
 WITH_PRODUCTS = {"rows", "columns", "backward_keys", "backward_rows"}
 
 

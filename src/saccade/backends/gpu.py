@@ -164,7 +164,7 @@ class GPU(Backend):
     def window(
         self, problem: Problem, inputs: Inputs, lse: Float[Tensor, "B H Nq"], queries: slice, keys: slice
     ) -> Float[Tensor, "B H rows columns"]:
-        """See `Backend.window`. The time and memory of the window."""
+        """See `Backend.window`. The time of the window, and that of its rows where an lse is beyond 64 in magnitude."""
         run = _Run(problem, inputs)
         with run.device():
             return run.window(lse.float().contiguous(), queries, keys)

@@ -28,6 +28,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: F401
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
+FAR = tl.constexpr(64.0)  # from 0: half of the last digit of such an lse is 2e-6 of a weight
 
 
 def compiler() -> str:
@@ -539,6 +540,15 @@ def _look_everywhere(
 
 
 @triton.jit
+def _nothing_seen(C: tl.constexpr):
+    """The state that `_look` begins with."""
+    zero = _zero(C.ROWS)
+    KS: tl.constexpr = C.K if C.K > 0 else 1
+    best, at = _zeros(C.ROWS, KS) - INFINITY, _zeros(C.ROWS, KS).to(tl.int32) - 1
+    return _zeros(C.ROWS, C.DVP), zero - INFINITY, zero, zero, zero, zero, best, at
+
+
+@triton.jit
 def _block_of_rows(p, fetch, out, results, offset, share, block, line, C: tl.constexpr):
     """One block of rows of a batch element and head (with PACKED a key head), `line`: see `rows_kernel`."""
     row = block * C.ROWS + tl.arange(0, C.ROWS)
@@ -556,12 +566,8 @@ def _block_of_rows(p, fetch, out, results, offset, share, block, line, C: tl.con
         i = tl.minimum(row, p.queries - 1)
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, False)
 
-    acc = _zeros(C.ROWS, C.DVP)
-    m = _zero(C.ROWS) - INFINITY
     zero = _zero(C.ROWS)
-    KS: tl.constexpr = C.K if C.K > 0 else 1
-    best = _zeros(C.ROWS, KS) - INFINITY
-    start = acc, m, zero, zero, zero, zero, best, _zeros(C.ROWS, KS).to(tl.int32) - 1
+    start = _nothing_seen(C)
     least, most = 0, p.keys
     if C.SPLIT:
         least = tl.program_id(1) * share
@@ -1051,7 +1057,10 @@ def cells_kernel(cells, out, edges, keys, columns, PEAK: tl.constexpr, CHUNK: tl
 
 @triton.jit
 def window_kernel(p, results, out, row_start, row_stop, key_start, key_stop, C: tl.constexpr):
-    """Weights of some queries and keys, ``(B, H, rows, columns)``, from an lse."""
+    """Weights of some queries and keys, ``(B, H, rows, columns)``, from an lse.
+
+    An lse far from 0 has lost digits: such rows look at all their keys again.
+    """
     tile, rest = _program(tl.cdiv(key_stop - key_start, C.KEYS))
     blocks = tl.cdiv(row_stop - row_start, C.ROWS)
     block, line = rest % blocks, rest // blocks
@@ -1062,7 +1071,19 @@ def window_kernel(p, results, out, row_start, row_stop, key_start, key_stop, C: 
     k = _of_keys(p.key, None, p, batch, head // p.group, key_start + tile * C.KEYS, C.D, C.DP, C, True)
     s, _ = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
     there = i < row_stop
-    base, share = _rows_of_state(results, line.to(tl.int64) * p.queries + i, there, C, True)
+    place = line.to(tl.int64) * p.queries + i
+    lse = _of_rows(results.lse, place, there, True)
+    base, share = _rows_of_state(results, place, there, C, True)
+    if tl.max((_is_finite(lse) & (tl.abs(lse) > FAR)).to(tl.int32), 0) > 0:
+        heads, row = head + i * 0, tl.minimum(i, p.queries - 1)
+        state = _nothing_seen(C)
+        state = _look_everywhere(p, (None, None), q, state, batch, heads, head // p.group, row, 0, p.keys, 0, C, False)
+        _, m, total, high, _, _, _, _ = state
+        total = tl.where(high == INFINITY, float("nan"), total)
+        sink = _zero(C.ROWS) - INFINITY
+        if p.sinks is not None:
+            sink = _sink(p, batch, heads, C)
+        base, _, share = _normalize(m, total, sink, lse, C, False)
     w = _weights(s, base[:, None], C) * share[:, None]
     w = tl.where(_seen(p, batch, head, i[:, None], j[None, :], C), w, 0.0)
     at = out + (line.to(tl.int64) * (row_stop - row_start) + i - row_start)[:, None] * (key_stop - key_start)
