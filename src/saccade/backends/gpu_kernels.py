@@ -1078,12 +1078,11 @@ def window_kernel(p, results, out, row_start, row_stop, key_start, key_stop, C: 
         heads, row = head + i * 0, tl.minimum(i, p.queries - 1)
         state = _nothing_seen(C)
         state = _look_everywhere(p, (None, None), q, state, batch, heads, head // p.group, row, 0, p.keys, 0, C, False)
-        _, m, total, high, _, _, _, _ = state
-        total = tl.where(high == INFINITY, float("nan"), total)
+        total = tl.where(state[3] == INFINITY, float("nan"), state[2])
         sink = _zero(C.ROWS) - INFINITY
         if p.sinks is not None:
             sink = _sink(p, batch, heads, C)
-        base, _, share = _normalize(m, total, sink, lse, C, False)
+        base, _lse, share = _normalize(state[1], total, sink, lse, C, False)
     w = _weights(s, base[:, None], C) * share[:, None]
     w = tl.where(_seen(p, batch, head, i[:, None], j[None, :], C), w, 0.0)
     at = out + (line.to(tl.int64) * (row_stop - row_start) + i - row_start)[:, None] * (key_stop - key_start)
