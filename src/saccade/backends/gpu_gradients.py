@@ -59,6 +59,18 @@ def _numbers(rows, place, there, CHECKED: tl.constexpr):
 
 
 @triton.jit
+def _down(numbers):
+    """Numbers of rows that lie one below the other."""
+    return numbers[0][:, None], numbers[1][:, None], numbers[2][:, None]
+
+
+@triton.jit
+def _across(numbers):
+    """Numbers of rows that lie side by side."""
+    return numbers[0][None, :], numbers[1][None, :], numbers[2][None, :]
+
+
+@triton.jit
 def backward_start_kernel(p, output, grad, lse, grad_lse, rows, C: tl.constexpr):
     """Write `Rows`: delta and, where weights have no share, the base.
 
@@ -80,27 +92,14 @@ def backward_start_kernel(p, output, grad, lse, grad_lse, rows, C: tl.constexpr)
 
 
 @triton.jit
-def _change(
-    dot,
-    change,
-    base,
-    share,
-    delta,
-    p,
-    batch,
-    head,
-    i,
-    j,
-    C: tl.constexpr,
-    EDGE: tl.constexpr,
-    CARE: tl.constexpr,
-):
+def _change(dot, change, numbers, p, batch, head, i, j, C: tl.constexpr, EDGE: tl.constexpr, CARE: tl.constexpr):
     """Of a tile of dot products: the weights, and the gradients of the scores and of the products times the scale.
 
     ds = w (change - delta) with `change` = dO · v (FlashAttention-2, arXiv 2307.08691, algorithm 2); d tanh(x) = 1 -
     tanh(x)^2. At an edge what is hidden gets weights of 0, and so gradients of 0 if all is finite; with CARE in any
     case.
     """
+    base, share, delta = numbers
     if EDGE:
         seen = _seen(p, batch, head, i, j, C)
         if C.RAW:
@@ -148,24 +147,10 @@ def _from_rows(
         place = (batch * p.heads + head).to(tl.int64) * p.queries + i
         q = _block(p.query, fetch[0], batch, head, block * C.ROWS, C.ROWS, C.D, C.DP, p.queries, EDGE)
         dot = _dot(k, q, C)
-        base, share, delta = _numbers(rows, place, there, EDGE)
+        numbers = _numbers(rows, place, there, EDGE)
         do = _block(grad, fetch[1], batch, head, block * C.ROWS, C.ROWS, C.DV, C.DVP, p.queries, EDGE)
         change = tl.dot(v, tl.trans(do), input_precision=C.PRECISION)
-        w, _, raw = _change(
-            dot,
-            change,
-            base[None, :],
-            share[None, :],
-            delta[None, :],
-            p,
-            batch,
-            head,
-            i[None, :],
-            j[:, None],
-            C,
-            EDGE,
-            CARE,
-        )
+        w, _, raw = _change(dot, change, _across(numbers), p, batch, head, i[None, :], j[:, None], C, EDGE, CARE)
         if CARE:
             q, do = _finite(q), _finite(do)
         value_grad = tl.dot(w.to(do.dtype), do, value_grad, input_precision=C.PRECISION)
@@ -251,28 +236,13 @@ def _from_keys(
 ):
     """Have a block of rows add up its gradients from tiles of keys; with CARE what is not seen adds no NaN."""
     query_grad, low, high = state
-    base, share, delta = numbers
     for tile in range(first, last):
         j = tile * C.KEYS + tl.arange(0, C.KEYS)
         k = _block(p.key, fetch[0], batch, head // p.group, tile * C.KEYS, C.KEYS, C.D, C.DP, p.keys, EDGE)
         v = _block(p.value, fetch[1], batch, head // p.group, tile * C.KEYS, C.KEYS, C.DV, C.DVP, p.keys, EDGE)
         dot = _dot(q, k, C)
         change = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
-        _, ds, raw = _change(
-            dot,
-            change,
-            base[:, None],
-            share[:, None],
-            delta[:, None],
-            p,
-            batch,
-            head,
-            i[:, None],
-            j[None, :],
-            C,
-            EDGE,
-            CARE,
-        )
+        _, ds, raw = _change(dot, change, _down(numbers), p, batch, head, i[:, None], j[None, :], C, EDGE, CARE)
         if CARE:
             k = _finite(k)
         query_grad = tl.dot(raw.to(k.dtype), k, query_grad, input_precision=C.PRECISION)
@@ -368,22 +338,8 @@ def dense_bias_kernel(p, rows, grad, out, batches, heads, row_blocks, key_tiles,
         dot = _dot(q, k, C)
         change = tl.dot(do, tl.trans(v), input_precision=C.PRECISION)
         place = (batch * p.heads + head).to(tl.int64) * p.queries + i
-        base, share, delta = _numbers(rows, place, there, True)
-        _, ds, _ = _change(
-            dot,
-            change,
-            base[:, None],
-            share[:, None],
-            delta[:, None],
-            p,
-            batch,
-            head,
-            i[:, None],
-            j[None, :],
-            C,
-            True,
-            True,
-        )
+        numbers = _numbers(rows, place, there, True)
+        _, ds, _ = _change(dot, change, _down(numbers), p, batch, head, i[:, None], j[None, :], C, True, True)
         total += ds
     to = out.pointer + (line // lines).to(tl.int64) * out.batch + (line % lines).to(tl.int64) * out.head
     i, j = block0 * C.ROWS + tl.arange(0, C.ROWS), tile0 * C.KEYS + tl.arange(0, C.KEYS)
@@ -413,13 +369,13 @@ def relative_bias_kernel(p, rows, grad, out, C: tl.constexpr):
     q = _tile(p.query, batch, head, i, C.D, C.DP, p.queries, True).to(tl.float32)
     do = _tile(grad, batch, head, i, C.DV, C.DVP, p.queries, True).to(tl.float32)
     place = line.to(tl.int64) * p.queries + i
-    base, share, delta = _numbers(rows, place, there, True)
+    numbers = _numbers(rows, place, there, True)
     for position in range(1, p.bias.count - 1):
         j = i + p.bias.offset + position
         key = tl.where((j >= 0) & (j < p.keys), j, p.keys)
         k = _tile(p.key, batch, head // p.group, key, C.D, C.DP, p.keys, True).to(tl.float32)
         v = _tile(p.value, batch, head // p.group, key, C.DV, C.DVP, p.keys, True).to(tl.float32)
         dot, change = tl.sum(q * k, 1), tl.sum(do * v, 1)
-        _, ds, _ = _change(dot, change, base, share, delta, p, batch, head, i, key, C, True, True)
+        _, ds, _ = _change(dot, change, numbers, p, batch, head, i, key, C, True, True)
         at = (line.to(tl.int64) * blocks + block) * p.bias.count + position
         tl.store(out + at, tl.sum(ds, 0))
