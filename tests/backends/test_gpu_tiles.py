@@ -248,3 +248,19 @@ def test_tune_keeps_the_fastest(run, monkeypatch, cache):
     assert "does not fit" in lines[4]
     assert lines[-1] == f"kept in {cache}"
     assert gpu_tiles.tuned(CARD) == {PLACE: second}
+
+
+def test_doctor_says_where_tiles_come_from(monkeypatch, cache):
+    from saccade.views import diagnosis
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Card")
+    monkeypatch.setattr(gpu, "unavailable", lambda _: None)
+    assert diagnosis._gpu().endswith("tiles from the table: saccade tune measures them")
+    gpu_tiles.keep_tuned(CARD, {PLACE: OTHER})
+    assert cache.exists()
+    assert diagnosis._gpu().endswith("1 kernels tuned here")
+    monkeypatch.setattr(gpu, "unavailable", lambda _: "too old")
+    assert diagnosis._gpu().endswith("no kernels of ours")
