@@ -261,6 +261,6 @@ def test_doctor_says_where_tiles_come_from(monkeypatch, cache):
     assert diagnosis._gpu().endswith("tiles from the table: saccade tune measures them")
     gpu_tiles.keep_tuned(CARD, {PLACE: OTHER})
     assert cache.exists()
-    assert diagnosis._gpu().endswith("1 kernels tuned here")
+    assert diagnosis._gpu().endswith("tiles tuned here: 1")
     monkeypatch.setattr(gpu, "unavailable", lambda _: "too old")
     assert diagnosis._gpu().endswith("no kernels of ours")

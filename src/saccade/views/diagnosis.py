@@ -108,7 +108,7 @@ def _tiles() -> str:
     if gpu.unavailable(device) is not None:
         return "no kernels of ours"
     count = len(gpu_tiles.tuned(device))
-    return f"{count} kernels tuned here" if count else "tiles from the table: saccade tune measures them"
+    return f"tiles tuned here: {count}" if count else "tiles from the table: saccade tune measures them"
 
 
 def _extras() -> Iterator[tuple[str, str]]:
