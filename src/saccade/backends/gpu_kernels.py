@@ -927,6 +927,13 @@ def _larger(a, b):
 
 
 @triton.jit
+def _largest(x):
+    """The largest along the first axis; NaN if one is."""
+    unknown = tl.max((x != x).to(tl.int32), 0)  # noqa: PLR0124
+    return tl.where(unknown > 0, float("nan"), tl.max(x, 0))
+
+
+@triton.jit
 def columns_kernel(p, query_blocks, results, sums, cells, edges, cell_rows, spans, part, C: tl.constexpr):
     """What tiles of keys receive from all queries that see them, one range of queries after another.
 
@@ -961,7 +968,7 @@ def columns_kernel(p, query_blocks, results, sums, cells, edges, cell_rows, span
             whole += tl.sum(found, 0)
         if cells is not None:
             at = cells + (place.to(tl.int64) * cell_rows + cell) * p.keys + j
-            tl.store(at, tl.reduce(peaks, 0, _larger) if C.PEAK else tl.sum(found, 0), mask=j < p.keys)
+            tl.store(at, _largest(peaks) if C.PEAK else tl.sum(found, 0), mask=j < p.keys)
     if sums is not None:
         tl.store(sums + line.to(tl.int64) * p.keys + j, whole, mask=j < p.keys)
 
@@ -1051,7 +1058,7 @@ def cells_kernel(cells, out, edges, keys, columns, PEAK: tl.constexpr, CHUNK: tl
         j = start + tl.arange(0, CHUNK)
         here = tl.load(cells + line * keys + j, mask=j < most, other=0.0)
         found = _larger(found, here) if PEAK else found + here
-    whole = tl.reduce(found, 0, _larger) if PEAK else tl.sum(found, 0)
+    whole = _largest(found) if PEAK else tl.sum(found, 0)
     tl.store(out + place, whole)
 
 
