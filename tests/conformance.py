@@ -432,6 +432,21 @@ class Conformance:
         sums = pattern[:, :, :, :].sum(-1)
         assert_close(sums, torch.ones(1, 2, 40, dtype=torch.float64), 1e-5, "sums")
 
+    def test_rows_that_a_bias_hides(self) -> None:
+        """A bias of -inf leaves a row nothing to see: weights of 0 in a window, and for the keys of a part."""
+        query, key = (torch.randn(1, 1, 80, 16).to(self.dtypes[0]) for _ in range(2))
+        bias = torch.zeros(80, 80)
+        bias[3] = -torch.inf
+        pattern = saccade.Pattern(query, key, bias=bias, backend=self.backend)
+        assert pattern.lse[0, 0, 3] == -torch.inf
+        assert (pattern[0, 0, 3] == 0).all()
+        inputs = check_inputs(query, key, key)
+        problem = make_problem(inputs, mask=None, scale=None, softcap=None, bias=bias, sinks=None)
+        asked = [statistics.Received(), statistics.Entropy()]
+        found = backends.get(self.backend).observe(problem, inputs, pattern.lse, asked, partial=True)
+        assert_close(found[0][0].sum(), torch.tensor(79.0, dtype=torch.float64), 1e-4, "received")
+        assert found[1][0].isfinite().all()
+
     @pytest.mark.parametrize("softcap", [1e-2, 1e2, 1e5, 1e8, 1e30])
     def test_softcaps_of_all_sizes(self, softcap: float) -> None:
         self.check(Case(Shape(1, 2, 2, 40, 40, 16, 16), softcap=softcap, dtype=self.dtypes[0]))

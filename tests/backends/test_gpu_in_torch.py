@@ -231,10 +231,11 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("queries", [300, 1])
-@pytest.mark.parametrize("options", PROBLEMS.values(), ids=PROBLEMS)
-def test_the_host_waits_for_nothing(options, queries, monkeypatch):
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_host_waits_for_nothing(name, queries, monkeypatch):
     """On tensors without numbers: whoever asks for one, or makes a tensor on another device, fails."""
-    if queries == 1 and isinstance(options.get("mask"), type(masks.dense(torch.ones(1, 1).bool()))):
+    options = PROBLEMS[name]
+    if queries == 1 and name == "dense":
         pytest.skip("that mask has 300 queries")
     torch.set_default_device("cpu")
     launched = []

@@ -245,11 +245,11 @@ class _Run:
 
     # ------------------------------------------------------------------------------------ memory
 
-    def new_rows(self, *shape: int) -> Tensor:
+    def new_rows(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A number for each row, ``(B, H, Nq)``, or another shape."""
         lengths = self.inputs.lengths
         shape = shape or (lengths.batch, lengths.heads, lengths.queries)
-        return torch.empty(shape, dtype=torch.float32, device=self.query.device)
+        return torch.empty(shape, dtype=dtype, device=self.query.device)
 
     def new_state(self) -> Any:
         """What weights are computed from, with all digits: the top of each row, and its share of a weight."""
@@ -489,7 +489,7 @@ class _Run:
             entropy=None if results.entropy is None else new(),
             distance=None if results.distance is None else new(),
             top_weight=new(form.K) if form.TOP else None,
-            top_index=new(form.K).to(torch.int32) if form.TOP else None,
+            top_index=new(form.K, dtype=torch.int32) if form.TOP else None,
         )
 
     def _form(self, tiles: Tiling, width: int, form: Any = None) -> Any:
@@ -554,15 +554,10 @@ class _Run:
 
         `groups`: rows say which group each is of.
         """
-        lengths, rows = self.inputs.lengths, unit_stride(rows)
-        result = self.new_rows(lengths.batch, lengths.heads, lengths.keys, rows.shape[-1])
-        for start in range(0, rows.shape[-1], _COLUMNS):
-            part = rows[..., start : start + _COLUMNS]
-            result[..., start : start + _COLUMNS] = self._product(part, known, groups=groups)
-        return result
-
-    def _product(self, rows: Tensor, known: Any, *, groups: bool) -> Tensor:
-        lengths, packed, width = self.inputs.lengths, self._packed(None), rows.shape[-1]
+        width = rows.shape[-1]
+        if width > _COLUMNS:
+            return torch.cat([self.product(part, known, groups=groups) for part in rows.split(_COLUMNS, -1)], -1)
+        lengths, packed, rows = self.inputs.lengths, self._packed(None), unit_stride(rows)
         result = self.new_rows(lengths.batch, lengths.heads, lengths.keys, width)
         form = self.form._replace(GROUPS=groups, PRODUCT="tf32x3" if groups else self.form.PRECISION)
         operand = self._operand(rows)
@@ -573,7 +568,8 @@ class _Run:
             grid = (-(-lengths.keys // tiles.keys) * self.lines,)
             self._launch("product", grid, tiles, packed, *fetch, *arguments)
 
-        self._fit("columns", width, run)
+        if width:
+            self._fit("columns", width, run)
         return result
 
     def _map(self, statistic: Map, known: Any, sums: Tensor | None) -> Tensor:
@@ -641,13 +637,12 @@ class _Run:
         lengths = self.inputs.lengths
         rows, columns = queries.stop - queries.start, keys.stop - keys.start
         result = self.new_rows(lengths.batch, lengths.heads, max(rows, 0), max(columns, 0))
-        results = self.kernels.Results(self._rows, lse=lse)
         bounds = (queries.start, queries.stop, keys.start, keys.stop)
         packed = self._packed(None)
 
         def run(tiles: Tiling) -> None:
             grid = (-(-columns // tiles.keys) * -(-rows // tiles.rows) * self.lines,)
-            self._launch("window", grid, tiles, packed, results, result, *bounds, self._form(tiles, 1))
+            self._launch("window", grid, tiles, packed, lse, result, *bounds, self._form(tiles, 1))
 
         self._fit("columns", 1, run)
         return result

@@ -22,6 +22,7 @@ from saccade.backends.gpu_kernels import (
     _has_nan,
     _is_finite,
     _of_rows,
+    _ones_like,
     _program,
     _score,
     _seen,
@@ -54,7 +55,7 @@ def _numbers(rows, place, there, CHECKED: tl.constexpr):
     """Base, share and delta of some rows; the weights of those that are not there are 0."""
     base = _of_rows(rows.base, place, there, CHECKED, INFINITY)
     delta = _of_rows(rows.delta, place, there, CHECKED)
-    share = tl.zeros_like(delta) + 1.0 if rows.share is None else _of_rows(rows.share, place, there, CHECKED)
+    share = _ones_like(delta) if rows.share is None else _of_rows(rows.share, place, there, CHECKED)
     return base, share, delta
 
 

@@ -1,12 +1,12 @@
 """Attention on a GPU as Triton kernels, imported when `gpu.py` needs them; `gpu_gradients.py` has the backward ones.
 
-Every kernel walks the pattern in tiles and computes a tile's scores by the same few functions (`_raw`, `_score`,
+Every kernel walks the pattern in tiles and computes a tile's scores by the same few functions (`_dot`, `_score`,
 `_seen`), whichever way it walks: by rows (a block of queries against its keys) or by columns (a block of keys against
 the queries that see it). What a program writes nobody else writes: no atomic operations, the same bits in each run.
 
 A tile is *inside* if all its queries see all its keys: no mask is needed there. Others are *edges*. In an edge, what is
-hidden must not leak through products with 0, as 0 * NaN is NaN: what is not finite counts as 0 there. Only values are
-not looked at one by one: where NaN came out, their block is computed again with care (`rows_kernel`).
+hidden must not leak through products with 0, as 0 * NaN is NaN. Numbers are not looked at one by one for that: where
+NaN came out, a block is computed again with care, and what is not finite counts only where it is seen.
 
 Scores are in units of ln 2, so that the exponential is exp2; where there is a bias they stay in nats, as the lowest
 float times log2 e would overflow.
@@ -273,6 +273,11 @@ def _zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def _zero(ROWS: tl.constexpr):
     return tl.zeros((ROWS,), tl.float32)
+
+
+@triton.jit
+def _ones_like(x):
+    return tl.zeros_like(x) + 1.0
 
 
 @triton.jit
@@ -603,9 +608,7 @@ def _block_of_rows(p, fetch, out, results, offset, share, block, line, C: tl.con
             tl.store(results.top_weight + place[:, None] * C.K + slot, _in_unit(best, p, C), mask=there[:, None])
             tl.store(results.top_index + place[:, None] * C.K + slot, keys, mask=there[:, None])
     else:
-        sink = _zero(C.ROWS) - INFINITY
-        if p.sinks is not None:
-            sink = _sink(p, batch, head, C)
+        sink = _sink(p, batch, head, C)
         given = zero
         if results.given is not None:
             given = tl.load(results.given + place)
@@ -663,10 +666,13 @@ class Results(NamedTuple):
 
 @triton.jit
 def _sink(p, batch, head, C: tl.constexpr):
-    """The sinks of some heads, in the scores' unit."""
-    sink = tl.load(p.sinks.pointer + batch * p.sinks.batch + head).to(tl.float32)
-    if C.BIAS == 0:
-        sink = sink * LOG2_E
+    """The sinks of some heads, in the scores' unit; -inf where there are none."""
+    if p.sinks is None:
+        sink = head * 0.0 - INFINITY
+    else:
+        sink = tl.load(p.sinks.pointer + batch * p.sinks.batch + head).to(tl.float32)
+        if C.BIAS == 0:
+            sink = sink * LOG2_E
     return sink
 
 
@@ -751,9 +757,7 @@ def merge_kernel(p, sums, parts, out, results, splits, C: tl.constexpr, SPLITS: 
         sums + at[:, None] * C.DV + column[None, :], mask=there[:, None] & (column < C.DV)[None, :], other=0.0
     )
     acc = tl.sum(acc * shrink[:, None], 0)
-    sink = base * 0.0 - INFINITY
-    if p.sinks is not None:
-        sink = _sink(p, batch, head, C)
+    sink = _sink(p, batch, head, C)
     m, lse, weight = _normalize(m, total, sink, 0.0, C, False)
     acc = acc * weight
     acc = tl.where(_is_finite(acc), acc, float("nan"))
@@ -876,7 +880,7 @@ def _rows_of_state(results, place, there, C: tl.constexpr, CHECKED: tl.constexpr
         share = _of_rows(results.share, place, there, CHECKED)
     else:
         base = _base_of(_of_rows(results.lse, place, there, CHECKED), C)
-        share = base * 0.0 + 1.0
+        share = _ones_like(base)
     return base, share
 
 
@@ -1063,7 +1067,7 @@ def cells_kernel(cells, out, edges, keys, columns, PEAK: tl.constexpr, CHUNK: tl
 
 
 @triton.jit
-def window_kernel(p, results, out, row_start, row_stop, key_start, key_stop, C: tl.constexpr):
+def window_kernel(p, lse, out, row_start, row_stop, key_start, key_stop, C: tl.constexpr):
     """Weights of some queries and keys, ``(B, H, rows, columns)``, from an lse.
 
     An lse far from 0 has lost digits: such rows look at all their keys again.
@@ -1078,17 +1082,14 @@ def window_kernel(p, results, out, row_start, row_stop, key_start, key_stop, C: 
     k = _of_keys(p.key, None, p, batch, head // p.group, key_start + tile * C.KEYS, C.D, C.DP, C, True)
     s, _ = _score(_dot(q, k, C), p, batch, head, i[:, None], j[None, :], C)
     there = i < row_stop
-    place = line.to(tl.int64) * p.queries + i
-    lse = _of_rows(results.lse, place, there, True)
-    base, share = _rows_of_state(results, place, there, C, True)
+    lse = _of_rows(lse, line.to(tl.int64) * p.queries + i, there, True)
+    base, share = _base_of(lse, C), _ones_like(lse)
     if tl.max((_is_finite(lse) & (tl.abs(lse) > FAR)).to(tl.int32), 0) > 0:
         heads, row = head + i * 0, tl.minimum(i, p.queries - 1)
         state = _nothing_seen(C)
         state = _look_everywhere(p, (None, None), q, state, batch, heads, head // p.group, row, 0, p.keys, 0, C, False)
         total = tl.where(state[3] == INFINITY, float("nan"), state[2])
-        sink = _zero(C.ROWS) - INFINITY
-        if p.sinks is not None:
-            sink = _sink(p, batch, heads, C)
+        sink = _sink(p, batch, heads, C)
         base, _lse, share = _normalize(state[1], total, sink, lse, C, False)
     w = _weights(s, base[:, None], C) * share[:, None]
     w = tl.where(_seen(p, batch, head, i[:, None], j[None, :], C), w, 0.0)
